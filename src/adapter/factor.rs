@@ -1,0 +1,51 @@
+//! A factor: one tensor of an adapter, read when needed.
+
+use std::sync::Arc;
+
+use crate::error::Result;
+use crate::tensor::{TensorInfo, TensorSource};
+
+/// A handle to one tensor of an adapter.
+#[derive(Clone)]
+pub struct Factor {
+    source: Arc<dyn TensorSource>,
+    name: String,
+    info: TensorInfo,
+}
+
+impl Factor {
+    /// The tensor `name` of `source`; `None` if there is none.
+    pub fn new(source: &Arc<dyn TensorSource>, name: &str) -> Option<Self> {
+        let info = source.info(name)?.clone();
+        Some(Factor { source: Arc::clone(source), name: name.to_owned(), info })
+    }
+
+    /// Name of the tensor in the adapter's file.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Dtype and shape.
+    pub fn info(&self) -> &TensorInfo {
+        &self.info
+    }
+
+    /// The source, for messages and for reading all factors of one file.
+    pub fn source(&self) -> &Arc<dyn TensorSource> {
+        &self.source
+    }
+
+    /// Fills `buf` with little-endian bytes from byte `offset` of the tensor on.
+    ///
+    /// # Errors
+    /// As [`TensorSource::read`].
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.source.read(&self.name, offset, buf)
+    }
+}
+
+impl std::fmt::Debug for Factor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {} {}", self.name, self.info.dtype, self.info.shape)
+    }
+}

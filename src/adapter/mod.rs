@@ -1,0 +1,104 @@
+//! The model in the middle: what an adapter is, whatever file it came from. Pure: it sees neither files nor formats; its factors
+//! are handles into a [`TensorSource`], so an adapter of any size costs its header until somebody reads a factor.
+//!
+//! An [`Adapter`] is valid by construction: [`Adapter::new`] checks everything that can be known without a base (factors pair up,
+//! ranks agree, scales are sane, targets are unique) and reports all of it at once.
+
+mod build;
+mod factor;
+mod identity;
+mod scaling;
+mod target;
+
+pub use build::AdapterParts;
+pub use factor::Factor;
+pub use identity::{BaseIdentity, Lineage, LineageInput};
+pub use scaling::{Scaling, ScalingRule};
+pub use target::{BiasDelta, Kind, Orientation, Replacement, Target};
+
+use crate::error::Diagnostic;
+
+/// A set of low-rank updates, and the full tensors that travel with them, for one base.
+#[derive(Clone)]
+pub struct Adapter {
+    parts: AdapterParts,
+}
+
+impl Adapter {
+    /// Where it was read from, for messages.
+    pub fn label(&self) -> &str {
+        &self.parts.label
+    }
+
+    /// The dialect that it was read from: `container`, `peft` or `memory`.
+    pub fn dialect(&self) -> &'static str {
+        self.parts.dialect
+    }
+
+    /// The low-rank updates, sorted by the name of the base tensor.
+    pub fn targets(&self) -> &[Target] {
+        &self.parts.targets
+    }
+
+    /// Tensors that replace a base tensor, sorted by its name.
+    pub fn replacements(&self) -> &[Replacement] {
+        &self.parts.replacements
+    }
+
+    /// What the adapter says of the base that it belongs to.
+    pub fn base(&self) -> &BaseIdentity {
+        &self.parts.base
+    }
+
+    /// How the adapter came about, oldest first; empty if nobody recorded it.
+    pub fn lineage(&self) -> &[Lineage] {
+        &self.parts.lineage
+    }
+
+    /// The config of the dialect that the adapter was read from, as it stood there (a JSON object), or `None`.
+    pub fn origin_config(&self) -> Option<&str> {
+        self.parts.origin_config.as_deref()
+    }
+
+    /// Digests of the file's tensors as the file states them, by name; empty where the dialect has none.
+    pub fn stated_digests(&self) -> &std::collections::BTreeMap<String, String> {
+        &self.parts.digests
+    }
+
+    /// The content root that the file states.
+    pub fn stated_content(&self) -> Option<&str> {
+        self.parts.content.as_deref()
+    }
+
+    /// Every tensor of the adapter: factors, bias updates, replacements.
+    pub fn factors(&self) -> impl Iterator<Item = &Factor> {
+        let targets = self.targets().iter().flat_map(|t| [Some(&t.a), Some(&t.b), t.bias.as_ref().map(|b| &b.delta)]);
+        targets.flatten().chain(self.replacements().iter().map(|r| &r.with))
+    }
+
+    /// What is worth saying about the file but does not stop anyone.
+    pub fn warnings(&self) -> &[Diagnostic] {
+        &self.parts.warnings
+    }
+
+    /// The checked parts, for making a changed adapter with [`Adapter::new`].
+    pub fn parts(&self) -> &AdapterParts {
+        &self.parts
+    }
+
+    /// Number of parameters in all factors, bias deltas and replacements.
+    pub fn parameters(&self) -> u64 {
+        self.factors().map(|factor| factor.info().shape.elements()).fold(0, u64::saturating_add)
+    }
+}
+
+impl std::fmt::Debug for Adapter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Adapter")
+            .field("label", &self.label())
+            .field("dialect", &self.dialect())
+            .field("targets", &self.targets().len())
+            .field("replacements", &self.replacements().len())
+            .finish()
+    }
+}

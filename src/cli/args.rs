@@ -1,0 +1,253 @@
+//! The arguments as they are typed: no file is looked at here. Numbers stay strings where the message for a bad one matters, and are
+//! read in [`super::job`].
+
+use std::ffi::OsString;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+
+use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
+
+use super::signals::OnSignal;
+
+/// Inspect, validate, merge and convert LoRA adapters: exactly, or refused by name.
+#[derive(Debug, Parser)]
+#[command(name = "loratool", version, color = ColorChoice::Never, max_term_width = 100, arg_required_else_help = true)]
+#[command(subcommand_required = true, propagate_version = false, after_help = MAIN_EXAMPLES)]
+pub(super) struct Cli {
+    #[command(flatten)]
+    pub common: Common,
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+const MAIN_EXAMPLES: &str = "\
+Examples:
+  loratool inspect ./adapter
+  loratool validate ./adapter --base ./model
+  loratool merge ./model --adapter ./adapter -o ./merged
+  loratool convert ./adapter -o adapter.safetensors --to container
+
+Exit codes: 0 done, 2 usage, 3 a file breaks its format, 4 files do not fit together, 5 values, 6 input or output,
+7 a limit, 8 output in use, 9 a digest does not match, 70 a bug, 128 + signal when interrupted.";
+
+#[derive(Debug, Args)]
+pub(super) struct Common {
+    /// Print one JSON object on standard output, for success and for errors
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Print no report and no progress; warnings and errors remain
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Verb {
+    Inspect(InspectArgs),
+    Validate(ValidateArgs),
+    Merge(Box<MergeArgs>),
+    Convert(ConvertArgs),
+}
+
+impl Verb {
+    /// The name in JSON output.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Verb::Inspect(_) => "inspect",
+            Verb::Validate(_) => "validate",
+            Verb::Merge(_) => "merge",
+            Verb::Convert(_) => "convert",
+        }
+    }
+
+    /// A verb that writes nothing has nothing to clean up.
+    pub(super) fn on_signal(&self) -> OnSignal {
+        match self {
+            Verb::Inspect(_) | Verb::Validate(_) => OnSignal::ExitAtOnce,
+            Verb::Merge(_) | Verb::Convert(_) => OnSignal::CleanUp,
+        }
+    }
+}
+
+/// Say what an adapter or a checkpoint is, from its header
+#[derive(Debug, Args)]
+#[command(after_help = INSPECT_EXAMPLES)]
+pub(super) struct InspectArgs {
+    /// An adapter or a checkpoint: a folder or a .safetensors file
+    pub path: PathBuf,
+    /// Also say how the adapter fits this base
+    #[arg(long, value_name = "BASE")]
+    pub base: Option<PathBuf>,
+    /// Read the factors and state the norm of each update
+    #[arg(long)]
+    pub norms: bool,
+    /// List every tensor, under its full name
+    #[arg(long)]
+    pub tensors: bool,
+    #[command(flatten)]
+    pub open: OpenArgs,
+    #[command(flatten)]
+    pub bind: BindArgs,
+}
+
+const INSPECT_EXAMPLES: &str = "\
+Examples:
+  loratool inspect ./adapter                 what the adapter changes, by kind of layer
+  loratool inspect ./adapter --norms         and by how much
+  loratool inspect ./adapter --base ./model  and whether it fits
+  loratool inspect ./model --tensors         every tensor of a checkpoint
+  loratool inspect ./adapter --json | jq '.report.targets[].rank'";
+
+/// Check everything that can be checked without running the model
+#[derive(Debug, Args)]
+#[command(after_help = VALIDATE_EXAMPLES)]
+pub(super) struct ValidateArgs {
+    /// An adapter or a checkpoint: a folder or a .safetensors file
+    pub path: PathBuf,
+    /// Also check that the adapter fits this base
+    #[arg(long, value_name = "BASE")]
+    pub base: Option<PathBuf>,
+    /// For a checkpoint: read all values and name the tensors that hold NaN or infinity
+    #[arg(long)]
+    pub values: bool,
+    #[command(flatten)]
+    pub open: OpenArgs,
+    #[command(flatten)]
+    pub bind: BindArgs,
+}
+
+const VALIDATE_EXAMPLES: &str = "\
+Examples:
+  loratool validate ./adapter
+  loratool validate ./adapter --base ./model   is this the model that it fits?
+  loratool validate ./model --values           is every weight a number?
+
+The exit code is 0 if everything that was checked is in order, and otherwise says what kind of thing is not (see loratool --help).";
+
+/// Merge adapters into a base checkpoint
+#[derive(Debug, Args)]
+#[command(after_help = MERGE_EXAMPLES)]
+pub(super) struct MergeArgs {
+    /// The base checkpoint: a folder or a .safetensors file
+    pub base: PathBuf,
+    /// An adapter and its weight, 1 if none is given; may be repeated
+    #[arg(long, short, required = true, value_name = "PATH[:WEIGHT]")]
+    pub adapter: Vec<OsString>,
+    /// What to write: a folder if the base is one, otherwise a file
+    #[arg(long, short, value_name = "OUT")]
+    pub output: PathBuf,
+    /// Multiply all weights by this number
+    #[arg(long, value_name = "S", allow_hyphen_values = true)]
+    pub scale: Option<String>,
+    /// Say what would be done, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Replace the output if it exists, in one step, once the new one is complete
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Allow the same adapter twice
+    #[arg(long)]
+    pub allow_repeat: bool,
+    #[command(flatten)]
+    pub open: OpenArgs,
+    #[command(flatten)]
+    pub bind: BindArgs,
+    /// Threads to compute on [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+    /// Map the input files into memory instead of reading them; no other program may shorten them meanwhile
+    #[arg(long)]
+    pub mmap: bool,
+    /// Bytes of weights that one thread works on at a time, such as 1MiB
+    #[arg(long, value_name = "BYTES", hide = true)]
+    pub tile: Option<String>,
+    /// Use the portable kernels even where the machine has better ones
+    #[arg(long, hide = true)]
+    pub portable: bool,
+}
+
+const MERGE_EXAMPLES: &str = "\
+Examples:
+  loratool merge ./model --adapter ./adapter -o ./merged --dry-run   what would be done
+  loratool merge ./model --adapter ./adapter -o ./merged
+  loratool merge ./model --adapter ./style:0.7 --adapter ./task -o ./merged
+  loratool merge ./merged --adapter ./adapter:-1 -o ./restored       subtract it, up to rounding
+
+The weight is what follows the last ':' of PATH[:WEIGHT], unless a file of that whole name exists.
+The output appears whole or not at all; the base and the adapters are only read.";
+
+/// Write an adapter in another format, bit for bit
+#[derive(Debug, Args)]
+#[command(after_help = CONVERT_EXAMPLES)]
+pub(super) struct ConvertArgs {
+    /// The adapter: a folder or a .safetensors file
+    pub source: PathBuf,
+    /// What to write: a file for a container, a folder for PEFT
+    #[arg(long, short, value_name = "OUT")]
+    pub output: PathBuf,
+    /// The format to write
+    #[arg(long, value_enum)]
+    pub to: To,
+    /// Bind the adapter to this base, and record the base's identity
+    #[arg(long, value_name = "BASE")]
+    pub base: Option<PathBuf>,
+    /// Replace the output if it exists, in one step, once the new one is complete
+    #[arg(long)]
+    pub overwrite: bool,
+    #[command(flatten)]
+    pub open: OpenArgs,
+    #[command(flatten)]
+    pub bind: BindArgs,
+}
+
+const CONVERT_EXAMPLES: &str = "\
+Examples:
+  loratool convert ./adapter -o adapter.safetensors --to container
+  loratool convert ./adapter -o adapter.safetensors --to container --base ./model
+  loratool convert adapter.safetensors -o ./adapter --to peft";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum To {
+    /// One file that says everything that is needed to apply it
+    Container,
+    /// A folder that PEFT loads
+    Peft,
+}
+
+/// How an adapter is read.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "What the adapter's files do not say")]
+pub(super) struct OpenArgs {
+    /// Alpha of an adapter file that has no adapter_config.json
+    #[arg(long, value_name = "A", allow_hyphen_values = true)]
+    pub alpha: Option<String>,
+    /// Whether the base stores the weights of the targets as (in, out)
+    #[arg(long, value_name = "true|false")]
+    pub fan_in_fan_out: Option<bool>,
+}
+
+/// What may be relaxed when an adapter is bound to a base.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Fit to the base")]
+pub(super) struct BindArgs {
+    /// Rename targets that start with FROM so that they start with TO
+    #[arg(long, value_name = "FROM=TO")]
+    pub prefix: Option<String>,
+    /// Targets that may be missing from the base, as a pattern with '*'; may be repeated
+    #[arg(long, value_name = "PATTERN")]
+    pub allow_missing: Vec<String>,
+    /// Leave out full tensors (modules_to_save, trained biases)
+    #[arg(long)]
+    pub skip_replacements: bool,
+    /// Add full tensors that the base does not have
+    #[arg(long)]
+    pub add_new_tensors: bool,
+    /// Write a tied lm_head as a tensor of its own
+    #[arg(long)]
+    pub untie: bool,
+    /// Leave base values that are NaN or infinite as they are
+    #[arg(long)]
+    pub allow_nonfinite_base: bool,
+    /// Accept a base that is not the one that the adapter names by its digests
+    #[arg(long)]
+    pub allow_base_mismatch: bool,
+}

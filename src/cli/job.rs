@@ -1,0 +1,216 @@
+//! From the arguments as typed to what is to be done: numbers read, pairs split, the library's options filled in. Everything that can
+//! be refused without opening a model is refused here.
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use super::args::{BindArgs, ConvertArgs, InspectArgs, MergeArgs, OpenArgs, To, ValidateArgs, Verb};
+use super::number;
+use crate::{
+    BindOptions, ConvertTo, Error, ExecOptions, InspectOptions, MergeOptions, OpenOptions, Orientation, Overwrite, ReadMode,
+    Result, Values, rules,
+};
+
+/// A resolved command.
+#[derive(Debug)]
+pub(super) enum Job {
+    Inspect(InspectJob),
+    Validate(ValidateJob),
+    Merge(MergeJob),
+    Convert(ConvertJob),
+}
+
+#[derive(Debug)]
+pub(super) struct InspectJob {
+    pub path: PathBuf,
+    pub base: Option<PathBuf>,
+    pub open: OpenOptions,
+    pub bind: BindOptions,
+    pub options: InspectOptions,
+}
+
+#[derive(Debug)]
+pub(super) struct ValidateJob {
+    pub path: PathBuf,
+    pub base: Option<PathBuf>,
+    pub open: OpenOptions,
+    pub bind: BindOptions,
+    pub values: Values,
+}
+
+#[derive(Debug)]
+pub(super) struct MergeJob {
+    pub base: PathBuf,
+    /// Adapters with the weight that each gets.
+    pub adapters: Vec<(PathBuf, f64)>,
+    pub output: PathBuf,
+    pub dry_run: bool,
+    pub open: OpenOptions,
+    pub options: MergeOptions,
+}
+
+#[derive(Debug)]
+pub(super) struct ConvertJob {
+    pub source: PathBuf,
+    pub output: PathBuf,
+    pub to: ConvertTo,
+    pub base: Option<PathBuf>,
+    pub open: OpenOptions,
+    pub bind: BindOptions,
+    pub overwrite: Overwrite,
+}
+
+/// Resolves what was typed.
+///
+/// # Errors
+/// `U-001` for a value that is not of its kind, `A-032` for an adapter that is given twice.
+pub(super) fn resolve(verb: Verb) -> Result<Job> {
+    Ok(match verb {
+        Verb::Inspect(args) => Job::Inspect(inspect(args)?),
+        Verb::Validate(args) => Job::Validate(validate(args)?),
+        Verb::Merge(args) => Job::Merge(merge(*args)?),
+        Verb::Convert(args) => Job::Convert(convert(args)?),
+    })
+}
+
+fn inspect(args: InspectArgs) -> Result<InspectJob> {
+    Ok(InspectJob {
+        path: args.path,
+        base: args.base,
+        open: open(&args.open, ReadMode::Read)?,
+        bind: bind(args.bind)?,
+        options: InspectOptions { norms: args.norms, listing: args.tensors },
+    })
+}
+
+fn validate(args: ValidateArgs) -> Result<ValidateJob> {
+    Ok(ValidateJob {
+        path: args.path,
+        base: args.base,
+        open: open(&args.open, ReadMode::Read)?,
+        bind: bind(args.bind)?,
+        values: if args.values { Values::Read } else { Values::Skip },
+    })
+}
+
+fn merge(args: MergeArgs) -> Result<MergeJob> {
+    let scale = args.scale.as_deref().map_or(Ok(1.0), |text| number::finite(text, "scale"))?;
+    let mut adapters = Vec::new();
+    for typed in &args.adapter {
+        let (path, weight) = number::path_and_weight(typed, |path| path.symlink_metadata().is_ok())?;
+        let scaled = weight * scale;
+        if !scaled.is_finite() {
+            let message = format!("the weight {weight} times the scale {scale} is not a finite number");
+            return Err(Error::new(rules::ARGUMENT, message).file(path));
+        }
+        adapters.push((path, scaled));
+    }
+    if !args.allow_repeat {
+        refuse_repeats(&adapters)?;
+    }
+    let mut exec = ExecOptions { threads: args.threads, portable: args.portable, ..Default::default() };
+    if let Some(tile) = &args.tile {
+        exec.tile_bytes = number::bytes(tile, "tile")?;
+    }
+    Ok(MergeJob {
+        base: args.base,
+        adapters,
+        output: args.output,
+        dry_run: args.dry_run,
+        open: open(&args.open, if args.mmap { ReadMode::Map } else { ReadMode::Read })?,
+        options: MergeOptions { bind: bind(args.bind)?, exec, overwrite: overwrite(args.overwrite), ..Default::default() },
+    })
+}
+
+fn convert(args: ConvertArgs) -> Result<ConvertJob> {
+    Ok(ConvertJob {
+        source: args.source,
+        output: args.output,
+        to: match args.to {
+            To::Container => ConvertTo::Container,
+            To::Peft => ConvertTo::Peft,
+        },
+        base: args.base,
+        open: open(&args.open, ReadMode::Read)?,
+        bind: bind(args.bind)?,
+        overwrite: overwrite(args.overwrite),
+    })
+}
+
+fn overwrite(replace: bool) -> Overwrite {
+    if replace { Overwrite::Replace } else { Overwrite::Refuse }
+}
+
+fn open(args: &OpenArgs, mode: ReadMode) -> Result<OpenOptions> {
+    Ok(OpenOptions {
+        mode,
+        alpha: args.alpha.as_deref().map(|text| number::finite(text, "alpha")).transpose()?,
+        orientation: args.fan_in_fan_out.map(|transposed| if transposed { Orientation::InOut } else { Orientation::OutIn }),
+        ..Default::default()
+    })
+}
+
+fn bind(args: BindArgs) -> Result<BindOptions> {
+    Ok(BindOptions {
+        prefix: args.prefix.as_deref().map(prefix).transpose()?,
+        allow_missing: args.allow_missing,
+        skip_replacements: args.skip_replacements,
+        add_new_tensors: args.add_new_tensors,
+        untie: args.untie,
+        allow_nonfinite_base: args.allow_nonfinite_base,
+        allow_base_mismatch: args.allow_base_mismatch,
+    })
+}
+
+/// `FROM=TO`; either may be empty.
+fn prefix(text: &str) -> Result<(String, String)> {
+    let pair = text.split_once('=').map(|(from, to)| (from.to_owned(), to.to_owned()));
+    pair.ok_or_else(|| {
+        Error::new(rules::ARGUMENT, format!("the prefix {text:?} is not of the form FROM=TO"))
+            .help("give both, such as --prefix model.=language_model.model.")
+    })
+}
+
+/// The same file under two names is one adapter. Files that do not exist are left for their opener to name.
+fn refuse_repeats(adapters: &[(PathBuf, f64)]) -> Result<()> {
+    let mut seen: HashMap<(u64, u64), &Path> = HashMap::new();
+    for (path, _) in adapters {
+        let weights = path.join("adapter_model.safetensors");
+        let Ok(found) = fs::metadata(&weights).or_else(|_| fs::metadata(path)) else { continue };
+        if let Some(first) = seen.insert((found.dev(), found.ino()), path) {
+            let message = match first == path {
+                true => "the adapter is given twice".to_owned(),
+                false => format!("the adapter is given twice, first as {first:?}"),
+            };
+            return Err(Error::new(rules::ADAPTER_ONCE, message)
+                .file(path)
+                .help("give it once with the sum of the weights, or pass --allow-repeat"));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_has_two_sides() {
+        assert_eq!(prefix("a.=b.c.").unwrap(), ("a.".to_owned(), "b.c.".to_owned()));
+        assert_eq!(prefix("=model.").unwrap(), (String::new(), "model.".to_owned()));
+        assert_eq!(prefix("model.").unwrap_err().class().exit_code(), 2);
+    }
+
+    #[test]
+    fn an_adapter_under_two_names_is_given_twice() {
+        let folder = tempfile::tempdir().unwrap();
+        let weights = folder.path().join("adapter_model.safetensors");
+        fs::write(&weights, "").unwrap();
+        let repeat = [(folder.path().to_owned(), 1.0), (weights, 0.5)];
+        assert_eq!(refuse_repeats(&repeat).unwrap_err().diagnostics()[0].rule().id, "A-032");
+        assert!(refuse_repeats(&repeat[..1]).is_ok());
+        assert!(refuse_repeats(&[("no/such".into(), 1.0), ("no/such".into(), 1.0)]).is_ok());
+    }
+}

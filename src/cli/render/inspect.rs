@@ -1,0 +1,174 @@
+//! The report of `inspect` as text: a few lines about the whole, then what it consists of, by kind of module.
+
+use super::super::finish::Fit;
+use super::group::{Group, group, labels};
+use super::table::{Column, WIDTH, render};
+use super::{escape, figure, line, plural};
+use crate::report::{AdapterReport, CheckpointReport, InspectReport, TargetReport};
+
+/// Files of a checkpoint that are listed; the rest is counted.
+const FILES_SHOWN: usize = 20;
+
+pub(super) fn text(report: &InspectReport, fit: Option<&Fit>) -> String {
+    match report {
+        InspectReport::Adapter(report) => adapter(report, fit),
+        InspectReport::Checkpoint(report) => checkpoint(report),
+    }
+}
+
+fn adapter(report: &AdapterReport, fit: Option<&Fit>) -> String {
+    let mut text = format!("{}: an adapter ({})\n", escape::inline(&report.path), report.dialect);
+    line(&mut text, "base", report.base_name.as_deref().unwrap_or("not named"));
+    if let Some(structure) = &report.base_structure {
+        line(&mut text, "", &format!("structure {structure}"));
+    }
+    let full = match report.replacements.len() as u64 {
+        0 => String::new(),
+        n => format!(", {}", plural(n, "full tensor")),
+    };
+    line(&mut text, "holds", &format!("{}{full}", plural(report.targets.len() as u64, "low-rank update")));
+    line(&mut text, "size", &format!("{}, {}", plural(report.parameters, "parameter"), figure::bytes(report.bytes)));
+    let distinct = |show: fn(&TargetReport) -> String| {
+        let mut all: Vec<String> = report.targets.iter().map(show).collect();
+        all.dedup();
+        all.sort();
+        all.dedup();
+        all.join(", ")
+    };
+    if !report.targets.is_empty() {
+        line(&mut text, "rank", &figure::range(report.targets.iter().map(|t| t.rank as f64), |x| x.to_string()));
+        let scales = figure::range(report.targets.iter().map(|t| t.scale), |x| figure::significant(x, 6));
+        line(&mut text, "scale", &format!("{scales} ({})", distinct(|t| t.rule.to_owned())));
+        line(&mut text, "dtype", &distinct(dtype));
+    }
+    for (i, step) in report.lineage.iter().enumerate() {
+        line(&mut text, if i == 0 { "history" } else { "" }, step);
+    }
+    if !report.targets.is_empty() {
+        text.push('\n');
+        // The facts are the same with full names, but nothing is taken together and nothing is cut.
+        text.push_str(&targets(report));
+    }
+    if !report.replacements.is_empty() {
+        let columns = [Column::Text("full tensor"), Column::Number("shape"), Column::Text("dtype")];
+        let rows: Vec<_> =
+            report.replacements.iter().map(|r| vec![r.tensor.clone(), figure::shape(&r.shape), r.dtype.clone()]).collect();
+        text.push('\n');
+        text.push_str(&render(&columns, &rows, usize::MAX));
+    }
+    if let Some(fit) = fit {
+        text.push('\n');
+        text.push_str(&fits(fit));
+    }
+    text
+}
+
+fn dtype(target: &TargetReport) -> String {
+    let (a, b) = &target.dtype;
+    if a == b { a.clone() } else { format!("{a}/{b}") }
+}
+
+/// What is common to the targets of a row.
+fn facts(target: &TargetReport) -> Vec<String> {
+    let kind = match (target.kind, target.bias) {
+        ("linear", false) => String::new(),
+        (kind, false) => kind.trim_start_matches("linear_").to_owned(),
+        ("linear", true) => "with bias".to_owned(),
+        (kind, true) => format!("{}, with bias", kind.trim_start_matches("linear_")),
+    };
+    vec![
+        figure::shape(&[target.out, target.inner]),
+        target.rank.to_string(),
+        figure::significant(target.alpha, 6),
+        figure::significant(target.scale, 4),
+        dtype(target),
+        kind,
+    ]
+}
+
+const TARGET_COLUMNS: [Column; 9] = [
+    Column::Text("target"),
+    Column::Text("layers"),
+    Column::Number("n"),
+    Column::Number("(out, in)"),
+    Column::Number("rank"),
+    Column::Number("alpha"),
+    Column::Number("scale"),
+    Column::Text("dtype"),
+    Column::Text("kind"),
+];
+
+fn targets(report: &AdapterReport) -> String {
+    let norm = |members: &[usize]| {
+        let norms: Vec<f64> = members.iter().filter_map(|&i| report.targets.get(i)?.norm).collect();
+        if norms.is_empty() { String::new() } else { figure::range(norms.into_iter(), |x| figure::significant(x, 3)) }
+    };
+    let mut columns = TARGET_COLUMNS.to_vec();
+    columns.insert(7, Column::Number("|dW|"));
+    let groups = group(report.targets.iter().map(|t| (t.tensor.as_str(), facts(t))));
+    let row = |(label, group): (String, &Group)| {
+        let mut row = vec![label, group.layers(), group.members.len().to_string()];
+        row.extend_from_slice(group.facts());
+        row.insert(7, norm(&group.members));
+        row
+    };
+    render(&columns, &labels(&groups).into_iter().zip(&groups).map(row).collect::<Vec<_>>(), WIDTH)
+}
+
+fn fits(fit: &Fit) -> String {
+    let mut text = format!("fits {}\n", escape::inline(&fit.base));
+    line(&mut text, "changes", &plural(fit.tensors, "tensor"));
+    if fit.ignored > 0 {
+        line(&mut text, "ignored", &format!("{} of the adapter, by a flag", plural(fit.ignored, "tensor")));
+    }
+    if let Some((from, to)) = &fit.renaming {
+        line(&mut text, "names", &format!("{from:?} of the adapter is {to:?} of the base"));
+    }
+    line(&mut text, "identity", identity(fit.structure));
+    text
+}
+
+fn identity(structure: &str) -> &'static str {
+    match structure {
+        "verified" => "the adapter names a base of this structure",
+        _ => "base UNVERIFIED: the adapter names none by digest",
+    }
+}
+
+fn checkpoint(report: &CheckpointReport) -> String {
+    let mut text = format!("{}: a checkpoint\n", escape::inline(&report.path));
+    line(&mut text, "model type", report.model_type.as_deref().unwrap_or("not stated"));
+    let holds = format!("{} in {}", plural(report.tensors, "tensor"), plural(report.files.len() as u64, "file"));
+    line(&mut text, "holds", &holds);
+    line(&mut text, "size", &format!("{}, {}", plural(report.parameters, "parameter"), figure::bytes(report.bytes)));
+    for (i, (dtype, tensors, parameters)) in report.dtypes.iter().enumerate() {
+        let shown = format!("{dtype} ({}, {})", plural(*tensors, "tensor"), plural(*parameters, "parameter"));
+        line(&mut text, if i == 0 { "dtype" } else { "" }, &shown);
+    }
+    match &report.tied {
+        Some((stored, others)) => line(&mut text, "tied", &format!("{stored} is also {others}")),
+        None => line(&mut text, "tied", "no"),
+    }
+    if let Some(quantization) = &report.quantization {
+        line(&mut text, "quantised", quantization);
+    }
+    line(&mut text, "structure", &report.structure);
+    let rows: Vec<Vec<String>> = report
+        .files
+        .iter()
+        .take(FILES_SHOWN)
+        .map(|(name, bytes, tensors)| vec![name.clone(), figure::count(*bytes), figure::count(*tensors)])
+        .collect();
+    text.push('\n');
+    text.push_str(&render(&[Column::Text("file"), Column::Number("bytes"), Column::Number("tensors")], &rows, WIDTH));
+    if report.files.len() > FILES_SHOWN {
+        text.push_str(&format!("  and {} more\n", report.files.len() - FILES_SHOWN));
+    }
+    if let Some(listing) = &report.listing {
+        let rows: Vec<_> =
+            listing.iter().map(|(name, dtype, shape)| vec![name.clone(), dtype.clone(), figure::shape(shape)]).collect();
+        text.push('\n');
+        text.push_str(&render(&[Column::Text("tensor"), Column::Text("dtype"), Column::Number("shape")], &rows, usize::MAX));
+    }
+    text
+}

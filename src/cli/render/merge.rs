@@ -1,0 +1,156 @@
+//! The report of `merge` as text: what went in and where it went, what became of each kind of module, and the balance.
+
+use super::group::{group, labels};
+use super::table::{Column, WIDTH, render};
+use super::{escape, figure, line, plural};
+use crate::report::{AdapterUse, MergeReport, TensorReport};
+
+/// Names of files that are listed on one line; the rest is counted.
+const NAMES_SHOWN: usize = 8;
+
+pub(super) fn text(report: &MergeReport) -> String {
+    let many = plural(report.adapters.len() as u64, "adapter");
+    let mut text = match report.dry_run {
+        true => format!("would merge {many}; nothing was written\n"),
+        false => format!("merged {many}\n"),
+    };
+    line(&mut text, "base", &report.base);
+    for (i, adapter) in report.adapters.iter().enumerate() {
+        adapter_lines(&mut text, &format!("adapter{}", numbered(report, i)), adapter);
+    }
+    line(&mut text, "output", &report.output);
+    line(&mut text, "", &figure::bytes(report.bytes));
+    if !report.files_copied.is_empty() {
+        line(&mut text, "copied", &names(report.files_copied.iter().map(String::clone)));
+    }
+    if !report.files_left.is_empty() {
+        line(&mut text, "not copied", &names(report.files_left.iter().map(|(name, why)| format!("{name} ({why})"))));
+    }
+    if report.untied {
+        line(&mut text, "config.json", "says that embeddings are not tied");
+    }
+    if report.dry_run {
+        line(&mut text, "memory", &format!("up to {} for buffers", figure::bytes(report.memory)));
+    }
+    text.push('\n');
+    text.push_str(&updates(report));
+    for (action, what) in [("replace", "replaced"), ("replace+update", "replaced and updated"), ("untie", "written on its own")] {
+        for tensor in report.tensors.iter().filter(|tensor| tensor.action == action) {
+            let added = if tensor.added { " (added)" } else { "" };
+            let shown = format!("{what}: {} {} {}{added}", tensor.tensor, tensor.dtype, figure::shape(&tensor.shape));
+            text.push_str(&format!("  {}\n", escape::inline(&shown)));
+        }
+    }
+    for ignored in &report.ignored {
+        text.push_str(&format!("  {}\n", escape::inline(&format!("ignored by {}: {}", ignored.flag, ignored.tensor))));
+    }
+    text.push('\n');
+    text.push_str(&balance(report));
+    text
+}
+
+fn numbered(report: &MergeReport, i: usize) -> String {
+    if report.adapters.len() == 1 { String::new() } else { format!(" {}", i + 1) }
+}
+
+fn adapter_lines(text: &mut String, label: &str, adapter: &AdapterUse) {
+    line(text, label, &adapter.path);
+    let left_out = if adapter.weight == 0.0 { ": left out" } else { "" };
+    line(text, "", &format!("{}, weight {}{left_out}", adapter.dialect, figure::significant(adapter.weight, 6)));
+    if let Some((from, to)) = &adapter.renaming {
+        line(text, "", &format!("{from:?} of the adapter is {to:?} of the base"));
+    }
+    line(
+        text,
+        "",
+        match adapter.base_identity {
+            "verified" => "base verified: it is the one that the adapter names by digest",
+            "mismatch" => "base MISMATCH: the adapter names another one; allowed by a flag",
+            _ => "base UNVERIFIED: the adapter names none by digest",
+        },
+    );
+}
+
+/// Several names on one line, the first few of them.
+fn names(all: impl ExactSizeIterator<Item = String>) -> String {
+    let count = all.len();
+    let shown: Vec<String> = all.take(NAMES_SHOWN).collect();
+    let more = count.saturating_sub(NAMES_SHOWN);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    shown.join(", ") + &more
+}
+
+const COLUMNS: [Column; 9] = [
+    Column::Text("updated"),
+    Column::Text("layers"),
+    Column::Number("n"),
+    Column::Number("shape"),
+    Column::Text("rank"),
+    Column::Text("scale"),
+    Column::Number("|dW|/|W|"),
+    Column::Number("changed %"),
+    Column::Number("kept %"),
+];
+
+/// One row for each kind of updated tensor.
+fn updates(report: &MergeReport) -> String {
+    let updated: Vec<&TensorReport> = report.tensors.iter().filter(|tensor| !tensor.contributions.is_empty()).collect();
+    if updated.is_empty() {
+        return String::new();
+    }
+    let facts = |tensor: &TensorReport| {
+        let ranks: Vec<String> = tensor.contributions.iter().map(|c| c.rank.to_string()).collect();
+        let scales: Vec<String> = tensor.contributions.iter().map(|c| figure::significant(c.scale, 4)).collect();
+        vec![figure::shape(&tensor.shape), ranks.join("+"), scales.join("+")]
+    };
+    let groups = group(updated.iter().map(|tensor| (tensor.tensor.as_str(), facts(tensor))));
+    let rows = labels(&groups).into_iter().zip(&groups).map(|(label, group)| {
+        let members: Vec<&TensorReport> = group.members.iter().filter_map(|&i| updated.get(i).copied()).collect();
+        // A column that says nothing new is left empty in all rows, and then left out.
+        let mut row = vec![label, group.layers(), members.len().to_string()];
+        row.extend_from_slice(group.facts());
+        row.extend(if report.dry_run { Default::default() } else { outcome(&members) });
+        row
+    });
+    render(&COLUMNS, &rows.collect::<Vec<_>>(), WIDTH)
+}
+
+/// What only the values could tell: the relative size of the update, values changed, and the share that survived rounding.
+fn outcome(members: &[&TensorReport]) -> [String; 3] {
+    let norms = members.iter().filter_map(|tensor| tensor.relative_norm);
+    let elements = members.iter().map(|tensor| tensor.elements).sum();
+    let changed = members.iter().filter_map(|tensor| tensor.changed).sum();
+    let gains = members.iter().filter_map(|tensor| tensor.gain);
+    [figure::range(norms, |x| figure::significant(x, 2)), figure::percent(changed, elements), figure::range(gains, percent)]
+}
+
+/// One decimal; an exact 100 without.
+fn percent(share: f64) -> String {
+    let shown = format!("{:.1}", 100.0 * share);
+    if shown == "100.0" { "100".to_owned() } else { shown }
+}
+
+fn balance(report: &MergeReport) -> String {
+    let b = &report.balance;
+    let count = figure::count;
+    let mut text = format!(
+        "adapter tensors: {} = {} applied + {} ignored\nbase tensors: {} = {} copied + {} modified; added: {}\n",
+        count(b.adapter_tensors),
+        count(b.applied),
+        count(b.ignored),
+        count(b.base_tensors),
+        count(b.copied),
+        count(b.modified),
+        count(b.added)
+    );
+    let (all, changed) = report.changed();
+    if !report.dry_run && all > 0 {
+        text.push_str(&format!("{} % of {} touched weights changed", figure::percent(changed, all), count(all)));
+        let gains: Vec<f64> = report.tensors.iter().filter_map(|tensor| tensor.gain).collect();
+        if !gains.is_empty() {
+            text.push_str(&format!("; {} % of each update survived rounding", figure::range(gains.into_iter(), percent)));
+        }
+        text.push('\n');
+    }
+    text
+}

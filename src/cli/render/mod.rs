@@ -1,0 +1,39 @@
+//! Renderings of the reports: text for people, [`json`] for programs. Both take the same value. Text fits in 80 columns where the
+//! names in it allow, and whatever comes from a file is escaped on the way.
+
+mod convert;
+pub(super) mod escape;
+mod figure;
+mod group;
+mod inspect;
+pub(super) mod json;
+mod merge;
+mod note;
+mod table;
+mod validate;
+
+use super::finish::Found;
+
+pub(super) use note::{bug, error, warnings};
+
+/// The report as text.
+pub(super) fn report(found: &Found) -> String {
+    let text = match found {
+        Found::Inspect(report, fit) => inspect::text(report, fit.as_ref()),
+        Found::Validate(report) => validate::text(report),
+        Found::Merge(report) => merge::text(report),
+        Found::Convert(report) => convert::text(report),
+    };
+    escape::lines(&text)
+}
+
+/// A line of a report: what it is about, and what there is to say. A line that begins with a space continues the one before.
+fn line(text: &mut String, label: &str, value: &str) {
+    text.push_str(format!("  {label:<12} {}", escape::inline(value)).trim_end());
+    text.push('\n');
+}
+
+/// `1 file`, `2 files`.
+fn plural(n: u64, one: &str) -> String {
+    format!("{} {one}{}", figure::count(n), if n == 1 { "" } else { "s" })
+}

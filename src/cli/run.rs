@@ -1,0 +1,145 @@
+//! Carries out a job: opens the files, calls the library, hands back what it found. Nothing is printed here but progress.
+
+use super::finish::{Finished, Fit, Found};
+use super::job::{ConvertJob, InspectJob, Job, MergeJob, ValidateJob};
+use super::progress::Watch;
+use super::signals::Signals;
+use super::sniff::{self, Kind};
+use crate::report::{ConvertReport, InspectReport, MergeReport, Note, ValidateReport};
+use crate::{
+    Adapter, Binding, ConvertOptions, Error, Plan, Result, TensorSource, Weighted, convert, dry_run, inspect_adapter,
+    inspect_checkpoint, merge, open_adapter_with, open_checkpoint_with, rules, validate_adapter, validate_checkpoint,
+};
+
+/// Carries out `job`.
+pub(super) fn run(job: &Job, signals: &Signals, show_progress: bool) -> Finished {
+    let found = match job {
+        Job::Inspect(job) => return run_inspect(job),
+        Job::Validate(job) => run_validate(job).map(Found::Validate),
+        Job::Merge(job) => run_merge(job, signals, show_progress).map(Found::Merge),
+        Job::Convert(job) => run_convert(job, signals).map(Found::Convert),
+    };
+    found.map_or_else(Finished::failed, Finished::found)
+}
+
+/// An adapter that does not fit is still an adapter: what it is is shown with what is wrong.
+fn run_inspect(job: &InspectJob) -> Finished {
+    let inspected = || -> Result<(InspectReport, Option<Result<Fit>>)> {
+        if sniff::kind(&job.path, &job.open.limits) == Kind::Checkpoint {
+            refuse_base(&job.base)?;
+            let base = open_checkpoint_with(&job.path, &job.open)?;
+            return Ok((InspectReport::Checkpoint(inspect_checkpoint(&base, &job.options)), None));
+        }
+        let adapter = open_adapter_with(&job.path, &job.open)?;
+        let report = InspectReport::Adapter(inspect_adapter(&adapter, &job.options)?);
+        Ok((report, job.base.is_some().then(|| fit(job, &adapter))))
+    };
+    match inspected() {
+        Err(error) => Finished::failed(error),
+        Ok((report, None)) => Finished::found(Found::Inspect(report, None)),
+        Ok((report, Some(Ok(fit)))) => Finished::found(Found::Inspect(report, Some(fit))),
+        Ok((report, Some(Err(error)))) => Finished { found: Some(Found::Inspect(report, None)), error: Some(error) },
+    }
+}
+
+fn fit(job: &InspectJob, adapter: &Adapter) -> Result<Fit> {
+    let base = open_checkpoint_with(job.base.as_deref().unwrap_or(&job.path), &job.open)?;
+    let weighted = Weighted::full(adapter);
+    let plan = Plan::new(&base, &[weighted], &job.bind, &job.open.limits)?;
+    let binding = Binding::new(&base, weighted, 0, &job.bind, &job.open.limits)?;
+    let renaming = plan.renamings().first().filter(|renaming| !renaming.is_identity());
+    Ok(Fit {
+        base: base.path().display().to_string(),
+        tensors: binding.tensors().count() as u64,
+        ignored: plan.ignored().len() as u64,
+        renaming: renaming.map(|renaming| (renaming.from.clone(), renaming.to.clone())),
+        structure: if adapter.base().structure.is_some() { "verified" } else { "unverified" },
+        warnings: plan.warnings().iter().map(Note::from).collect(),
+    })
+}
+
+fn run_validate(job: &ValidateJob) -> Result<ValidateReport> {
+    if sniff::kind(&job.path, &job.open.limits) == Kind::Checkpoint {
+        refuse_base(&job.base)?;
+        return validate_checkpoint(&open_checkpoint_with(&job.path, &job.open)?, job.values);
+    }
+    let adapter = open_adapter_with(&job.path, &job.open);
+    match &job.base {
+        None => validate_adapter(&adapter?, None, &job.open.limits),
+        Some(path) => {
+            let (base, adapters) = opened(open_checkpoint_with(path, &job.open), vec![adapter])?;
+            let adapter = adapters.first().ok_or_else(|| Error::new(rules::ARGUMENT, "no adapter is given"))?;
+            validate_adapter(adapter, Some((&base, &job.bind)), &job.open.limits)
+        }
+    }
+}
+
+fn refuse_base(base: &Option<std::path::PathBuf>) -> Result<()> {
+    match base {
+        None => Ok(()),
+        Some(base) => Err(Error::new(rules::ARGUMENT, "a base is given, but the path is a checkpoint itself")
+            .file(base)
+            .help("give an adapter with --base, or a checkpoint without")),
+    }
+}
+
+fn run_merge(job: &MergeJob, signals: &Signals, show_progress: bool) -> Result<MergeReport> {
+    let adapters = job.adapters.iter().map(|(path, _)| open_adapter_with(path, &job.open)).collect();
+    let (base, adapters) = opened(open_checkpoint_with(&job.base, &job.open), adapters)?;
+    let weights = job.adapters.iter().map(|(_, weight)| *weight);
+    let weighted: Vec<Weighted<'_>> =
+        adapters.iter().zip(weights).map(|(adapter, weight)| Weighted { adapter, weight }).collect();
+    if job.dry_run {
+        return dry_run(&base, &weighted, &job.output, &job.options);
+    }
+    let total = base.names().filter_map(|name| base.info(name)).map(|info| info.bytes()).fold(0, u64::saturating_add);
+    let watch = Watch::start(signals, total, show_progress);
+    merge(&base, &weighted, &job.output, &job.options, &watch)
+}
+
+fn run_convert(job: &ConvertJob, signals: &Signals) -> Result<ConvertReport> {
+    let adapter = open_adapter_with(&job.source, &job.open);
+    let base = job.base.as_ref().map(|path| open_checkpoint_with(path, &job.open)).transpose();
+    let (base, adapters) = opened(base, vec![adapter])?;
+    let adapter = adapters.first().ok_or_else(|| Error::new(rules::ARGUMENT, "no adapter is given"))?;
+    if signals.stop() {
+        return Err(Error::new(rules::INTERRUPTED, "interrupted; nothing was written").help("run the command again"));
+    }
+    let options = ConvertOptions {
+        to: job.to,
+        base: base.as_ref(),
+        bind: job.bind.clone(),
+        overwrite: job.overwrite,
+        limits: job.open.limits.clone(),
+    };
+    convert(adapter, &job.output, &options)
+}
+
+/// The inputs of a command, or everything that is wrong with any of them.
+fn opened<B>(base: Result<B>, adapters: Vec<Result<Adapter>>) -> Result<(B, Vec<Adapter>)> {
+    let (mut good, mut errors) = (Vec::new(), Vec::new());
+    let base = base.map_err(|error| errors.push(error)).ok();
+    for adapter in adapters {
+        match adapter {
+            Ok(adapter) => good.push(adapter),
+            Err(error) => errors.push(error),
+        }
+    }
+    match (base, errors.len()) {
+        (Some(base), 0) => Ok((base, good)),
+        _ => Err(joined(errors)),
+    }
+}
+
+/// One error of all; the class is that of the first, and a single one keeps its cause.
+fn joined(mut errors: Vec<Error>) -> Error {
+    if errors.len() == 1 {
+        return errors.remove(0);
+    }
+    let class = errors.first().map(Error::class);
+    let diagnostics = errors.into_iter().flat_map(Error::into_diagnostics).collect();
+    match (Error::check(diagnostics), class) {
+        (Err(error), Some(class)) => error.class_of(class),
+        _ => Error::new(rules::ARGUMENT, "nothing is given"),
+    }
+}

@@ -1,0 +1,52 @@
+//! What the tensors of a container are called: as PEFT calls them, so that PEFT can load the file with a config beside it. Readers do
+//! not look at the names; the manifest says what each tensor is.
+
+use std::collections::HashSet;
+
+use crate::adapter::{Adapter, Kind, Replacement, Target};
+use crate::error::{Error, Result};
+use crate::rules;
+
+const PREFIX: &str = "base_model.model.";
+
+/// The names of the tensors of one target.
+pub(super) struct TargetNames {
+    pub(super) a: String,
+    pub(super) b: String,
+    /// What an update of the bias would be called.
+    pub(super) bias: String,
+}
+
+/// Names the tensors of a target.
+///
+/// # Errors
+/// `P-011` if the target is not a module's weight, for which PEFT has no name.
+pub(super) fn of_target(target: &Target) -> Result<TargetNames> {
+    let Some(module) = module(&target.tensor) else {
+        let message = format!("{:?} is not the weight of a module, so its factors have no name", target.tensor);
+        return Err(Error::new(rules::KEY_GRAMMAR, message).tensor(&target.tensor).help("targets are named <module>.weight"));
+    };
+    let (a, b) = match target.kind {
+        Kind::Embedding => ("lora_embedding_A", "lora_embedding_B"),
+        Kind::Linear(_) => ("lora_A.weight", "lora_B.weight"),
+    };
+    let name = |part: &str| format!("{PREFIX}{module}.{part}");
+    Ok(TargetNames { a: name(a), b: name(b), bias: name("lora_B.bias") })
+}
+
+/// The modules whose weight is a target.
+pub(super) fn modules(adapter: &Adapter) -> HashSet<&str> {
+    adapter.targets().iter().filter_map(|target| module(&target.tensor)).collect()
+}
+
+/// Names a replacement. PEFT wraps a targeted module, so the module's own weight and bias lie one level deeper there.
+pub(super) fn of_replacement(replacement: &Replacement, modules: &HashSet<&str>) -> String {
+    match replacement.tensor.rsplit_once('.') {
+        Some((module, own)) if modules.contains(module) => format!("{PREFIX}{module}.base_layer.{own}"),
+        _ => format!("{PREFIX}{}", replacement.tensor),
+    }
+}
+
+fn module(tensor: &str) -> Option<&str> {
+    tensor.strip_suffix(".weight").filter(|module| !module.is_empty())
+}

@@ -1,0 +1,184 @@
+//! The writer. It emits the one canonical form (`C-040`), and a manifest that the reader would refuse is refused here before a byte is
+//! written. Digests have a fixed length, so the header's length is known before they are: the data is read once, hashed as it is
+//! copied, and the header is written last. A file that was cut short has a length field of 0 and is no container.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use super::canonical::canonical;
+use super::manifest::{Base, BiasEntry, EntryKind, Input, Manifest, Origin, Record, ReplacementEntry, TargetEntry, VERSION};
+use super::parse::check_json;
+use super::{KEY, names};
+use crate::adapter::{Adapter, BaseIdentity, Factor, Lineage, Target};
+use crate::codec::safetensors::Layout;
+use crate::error::{Error, Result};
+use crate::io::{ContentRoot, tensor_digest, write_error};
+use crate::limits::Limits;
+use crate::rules;
+use crate::tensor::TensorInfo;
+
+/// Bytes copied at a time.
+const PIECE: u64 = 1 << 20;
+
+/// What was written.
+#[derive(Debug)]
+pub(crate) struct Written {
+    /// Length of the file.
+    pub(crate) bytes: u64,
+    /// The content root.
+    pub(crate) content: String,
+}
+
+/// Writes `adapter` as a container into the empty file `out`, of which `out_path` is the name in messages. `base` replaces what the
+/// adapter knows of its base; `step` is added to its lineage. The same adapter gives the same bytes.
+///
+/// # Errors
+/// `A-024` if an orientation is not declared, `P-011` if a target is no module's weight, `C-003`, `C-019`, `C-021` or `C-022` if the header
+/// would be over a limit, a `C-03x` rule if an identity or lineage record is malformed; `E-001`, `E-004` while reading, `E-002` while writing.
+pub(crate) fn write(
+    adapter: &Adapter,
+    base: Option<&BaseIdentity>,
+    step: Option<Lineage>,
+    out: &File,
+    out_path: &Path,
+) -> Result<Written> {
+    let (mut manifest, factors) = draft(adapter, base.unwrap_or(adapter.base()), step).map_err(|e| e.file(adapter.label()))?;
+    let mut tensors: Vec<(&str, &TensorInfo)> = factors.iter().map(|(name, factor)| (name.as_str(), factor.info())).collect();
+    Layout::canonical_order(&mut tensors);
+    let layout = lay_out(&manifest, &tensors, out_path)?;
+
+    let mut root = ContentRoot::default();
+    for ((name, _), offset) in tensors.iter().zip(&layout.offsets) {
+        if let Some(factor) = factors.get(*name) {
+            root.insert(name, copy(factor, out, *offset, out_path)?);
+        }
+    }
+    manifest.digests = root.digests().clone();
+    manifest.content = root.finish();
+    let head = lay_out(&manifest, &tensors, out_path)?.head;
+    if head.len() != layout.head.len() {
+        return Err(Error::new(rules::CANONICAL, "the header changed its length while it was written").file(out_path));
+    }
+    out.write_all_at(&head, 0).map_err(|e| write_error(out_path, e))?;
+    Ok(Written { bytes: layout.file_len, content: manifest.content })
+}
+
+/// The manifest with digests of zeros, and every tensor by its name in the file.
+fn draft<'a>(
+    adapter: &'a Adapter,
+    base: &BaseIdentity,
+    step: Option<Lineage>,
+) -> Result<(Manifest, BTreeMap<String, &'a Factor>)> {
+    let mut factors = BTreeMap::new();
+    let mut add = |name: String, factor: &'a Factor| {
+        if name.len() > Limits::default().name_bytes {
+            return Err(Error::new(rules::NAME_SANE, format!("a tensor name would have {} bytes", name.len())).tensor(name));
+        }
+        match factors.insert(name.clone(), factor) {
+            None => Ok(name),
+            Some(_) => Err(Error::new(rules::UNIQUE_NAMES, format!("two tensors would be named {name:?}")).tensor(name)),
+        }
+    };
+    let mut targets = Vec::with_capacity(adapter.targets().len());
+    for target in adapter.targets() {
+        targets.push(entry(target, &mut add)?);
+    }
+    let modules = names::modules(adapter);
+    let mut replacements = Vec::with_capacity(adapter.replacements().len());
+    for replacement in adapter.replacements() {
+        let with = add(names::of_replacement(replacement, &modules), &replacement.with)?;
+        replacements.push(ReplacementEntry { tensor: replacement.tensor.clone(), with });
+    }
+    let lineage = adapter.lineage().iter().cloned().chain(step).map(record).collect::<Result<_>>()?;
+    let zeros = "0".repeat(64);
+    let manifest = Manifest {
+        container: VERSION.to_owned(),
+        required: Manifest::used_features(&targets, &replacements),
+        optional: Default::default(),
+        base: Base { name: base.name.clone(), structure: base.structure.clone(), targets: base.targets.clone() },
+        targets,
+        replacements,
+        digests: factors.keys().map(|name| (name.clone(), zeros.clone())).collect(),
+        content: zeros,
+        lineage,
+        origin: adapter.origin_config().map(origin).transpose()?,
+    };
+    Ok((manifest, factors))
+}
+
+fn entry<'a>(target: &'a Target, add: &mut impl FnMut(String, &'a Factor) -> Result<String>) -> Result<TargetEntry> {
+    let kind = EntryKind::of(target.kind).ok_or_else(|| {
+        let message = format!("the orientation of {:?} is not declared, and a container states it", target.tensor);
+        Error::new(rules::ORIENTATION, message).tensor(&target.tensor).help("give the base with --base, or pass --fan-in-fan-out")
+    })?;
+    let names = names::of_target(target)?;
+    Ok(TargetEntry {
+        tensor: target.tensor.clone(),
+        kind,
+        shape: kind.base_shape(target.out_in()).to_vec(),
+        a: add(names.a, &target.a)?,
+        b: add(names.b, &target.b)?,
+        rank: target.scaling.rank,
+        alpha: target.scaling.alpha,
+        scaling: target.scaling.rule,
+        scale: target.scaling.effective(),
+        bias: match &target.bias {
+            Some(bias) => Some(BiasEntry { tensor: bias.tensor.clone(), delta: add(names.bias, &bias.delta)? }),
+            None => None,
+        },
+    })
+}
+
+fn record(step: Lineage) -> Result<Record> {
+    let inputs = step.inputs.into_iter().map(|i| Input { role: i.role, dialect: i.dialect, content: i.content });
+    let parameters = canonical(&step.parameters)
+        .ok_or_else(|| Error::new(rules::LINEAGE_FORM, format!("the parameters of the step {:?} are not JSON", step.op)))?;
+    Ok(Record { op: step.op, tool: step.tool, inputs: inputs.collect(), parameters })
+}
+
+/// Only PEFT's config is carried so far; the specification names no other.
+fn origin(config: &str) -> Result<Origin> {
+    let config = canonical(config).ok_or_else(|| Error::new(rules::MANIFEST_JSON, "the original config is not JSON"))?;
+    Ok(Origin { dialect: "peft".to_owned(), config })
+}
+
+/// Header and offsets, once the reader has accepted the manifest.
+fn lay_out(manifest: &Manifest, tensors: &[(&str, &TensorInfo)], out_path: &Path) -> Result<Layout> {
+    let fail = |rule, message: String| Error::new(rule, message).file(out_path);
+    let text =
+        serde_json::to_string(manifest).map_err(|e| fail(rules::MANIFEST_JSON, format!("the manifest is not JSON: {e}")))?;
+    check_json(&text).and_then(|()| Manifest::parse(&text)).map_err(|e| e.file(out_path))?;
+    let limits = Limits::default();
+    if text.len() > limits.metadata_bytes {
+        let message = format!("the manifest would have {} bytes, over the limit of {}", text.len(), limits.metadata_bytes);
+        return Err(fail(rules::METADATA_LIMIT, message));
+    }
+    if tensors.len() > limits.tensors {
+        return Err(fail(rules::TENSOR_LIMIT, format!("{} tensors, over the limit of {}", tensors.len(), limits.tensors)));
+    }
+    let layout = Layout::new(&[("format".to_owned(), "pt".to_owned()), (KEY.to_owned(), text)], tensors);
+    if layout.head.len() as u64 - 8 > limits.header_bytes {
+        let message = format!("the header would have {} bytes, over the limit of {}", layout.head.len() - 8, limits.header_bytes);
+        return Err(fail(rules::HEADER_LIMIT, message));
+    }
+    Ok(layout)
+}
+
+/// Copies a tensor to `position` of the file and returns its digest.
+fn copy(factor: &Factor, out: &File, position: u64, out_path: &Path) -> Result<String> {
+    let len = factor.info().bytes();
+    let mut hash = tensor_digest(factor.info());
+    let mut buffer = vec![0; len.min(PIECE) as usize];
+    let mut offset = 0;
+    while offset < len {
+        let size = (len - offset).min(PIECE);
+        let piece = buffer.get_mut(..size as usize).unwrap_or_default();
+        factor.read(offset, piece)?;
+        hash.update(piece);
+        out.write_all_at(piece, position + offset).map_err(|e| write_error(out_path, e))?;
+        offset += size;
+    }
+    Ok(hash.finish())
+}

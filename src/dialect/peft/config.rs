@@ -1,0 +1,153 @@
+//! `adapter_config.json`: what it says about the weights, with PEFT's own defaults and types and without its leniency. A file
+//! is read once, every problem is reported at once, and what changes the meaning of the weights is honoured or refused.
+
+use std::path::{Path, PathBuf};
+
+use super::fields::{Fields, number_of, rank_of};
+use super::json::{self, Json};
+use super::refuse;
+use crate::adapter::{Orientation, ScalingRule};
+use crate::error::{Diagnostic, Error, Result};
+use crate::limits::Limits;
+use crate::rules;
+
+/// PEFT's default of `lora_alpha`.
+const DEFAULT_ALPHA: f64 = 8.0;
+
+/// Fields that say nothing about the finished weights: records of training, selection of modules (the tensors decide), and
+/// what loaders of other libraries keep here. Fields that are read or refused are listed where that happens.
+const HARMLESS: &[&str] = &[
+    "auto_mapping",
+    "corda_config",
+    "ensure_weight_tying",
+    "eva_config",
+    "exclude_modules",
+    "inference_mode",
+    "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
+    "loftq_config",
+    "lora_dropout",
+    "lora_ga_config",
+    "megatron_core",
+    "merge_weights",
+    "peft_type",
+    "peft_version",
+    "qalora_group_size",
+    "revision",
+    "runtime_config",
+];
+
+/// Which modules were chosen for training. The tensors decide; this is cross-checked.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Selection {
+    /// PEFT's table per architecture, or all linear layers: nothing to check against.
+    Automatic,
+    /// A regular expression for the whole path of a module.
+    Pattern(String),
+    /// Paths, or ends of paths.
+    Names(Vec<String>),
+}
+
+/// Which biases were trained.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bias {
+    None,
+    All,
+    LoraOnly,
+}
+
+/// A checked `adapter_config.json` of a plain LoRA.
+#[derive(Debug, Clone)]
+pub(crate) struct PeftConfig {
+    pub(super) file: PathBuf,
+    pub(super) text: String,
+    pub(super) rank: u64,
+    pub(super) alpha: f64,
+    pub(super) rule: ScalingRule,
+    pub(super) rank_pattern: Vec<(String, u64)>,
+    pub(super) alpha_pattern: Vec<(String, f64)>,
+    pub(super) target_modules: Selection,
+    /// Includes what PEFT adds for the task of the adapter.
+    pub(super) modules_to_save: Vec<String>,
+    pub(super) bias: Bias,
+    pub(super) lora_bias: bool,
+    pub(super) orientation: Orientation,
+    pub(super) base_name: Option<String>,
+    pub(super) warnings: Vec<Diagnostic>,
+}
+
+impl PeftConfig {
+    /// Reads the bytes of `adapter_config.json`; `file` is for messages.
+    ///
+    /// # Errors
+    /// `P-001` to `P-007`: the first of encoding, syntax and method, or every problem of the fields at once.
+    pub(crate) fn parse(bytes: &[u8], file: &Path, limits: &Limits) -> Result<PeftConfig> {
+        if bytes.len() as u64 > limits.config_bytes {
+            return Err(Self::too_long(file, limits));
+        }
+        let (text, members) = json::parse_object(bytes, file)?;
+        let get = |name: &str| members.iter().find(|(key, _)| key == name).map(|(_, value)| value);
+        if let Some(problem) = refuse::method(get("peft_type"), &members) {
+            return Err(problem.file(file).into());
+        }
+        let mut fields = Fields::new(&members);
+        let mut config = PeftConfig {
+            file: file.to_path_buf(),
+            text: text.to_owned(),
+            rank: fields.rank(limits),
+            alpha: fields.number("lora_alpha").unwrap_or(DEFAULT_ALPHA),
+            rule: match fields.flag("use_rslora") {
+                Some(true) => ScalingRule::RankStabilized,
+                _ => ScalingRule::Standard,
+            },
+            rank_pattern: fields.pattern("rank_pattern", |value| rank_of(value, limits)),
+            alpha_pattern: fields.pattern("alpha_pattern", number_of),
+            target_modules: fields.selection("target_modules"),
+            modules_to_save: fields.names("modules_to_save"),
+            bias: fields.bias(),
+            lora_bias: fields.flag("lora_bias").unwrap_or(false),
+            orientation: match fields.flag("fan_in_fan_out") {
+                None => Orientation::Undeclared,
+                Some(false) => Orientation::OutIn,
+                Some(true) => Orientation::InOut,
+            },
+            base_name: fields.text("base_model_name_or_path"),
+            warnings: Vec::new(),
+        };
+        let task = fields.text("task_type");
+        config.modules_to_save.extend(implied_by_task(task.as_deref()).iter().map(|&name| name.to_owned()));
+        let Fields { read, mut problems, .. } = fields;
+        problems.extend(refuse::variants(&members));
+        problems.extend(refuse::initialisation(get("init_lora_weights")));
+        Error::check(problems.into_iter().map(|p| p.file(file)).collect())?;
+        config.warnings.extend(unknown_fields(&members, &read).map(|warning| warning.file(file)));
+        Ok(config)
+    }
+
+    /// The error for a config that is longer than `limits` allows, for callers that read no further than that.
+    #[cold]
+    pub(crate) fn too_long(file: &Path, limits: &Limits) -> Error {
+        let message = format!("the config is longer than {} bytes", limits.config_bytes);
+        Error::new(rules::CONFIG_LIMIT, message).file(file).help("a config of PEFT has a few thousand; is this the right file?")
+    }
+}
+
+/// What PEFT adds to `modules_to_save` for a task when it loads an adapter; versions before 0.5 did not write it into the config.
+fn implied_by_task(task: Option<&str>) -> &'static [&'static str] {
+    match task {
+        Some("SEQ_CLS" | "TOKEN_CLS") => &["classifier", "score"],
+        Some("QUESTION_ANS") => &["qa_outputs"],
+        _ => &[],
+    }
+}
+
+/// One warning that lists the fields that nobody knows: written by a newer PEFT, or by another tool.
+fn unknown_fields(members: &[(String, Json)], read: &[&str]) -> Option<Diagnostic> {
+    let known = |name: &str| read.contains(&name) || HARMLESS.contains(&name) || refuse::is_variant(name);
+    let unknown: Vec<String> =
+        members.iter().filter(|(name, _)| !known(name)).map(|(name, value)| format!("{name:?} ({})", value.describe())).collect();
+    let message = format!("unknown fields, ignored: {}", unknown.join(", "));
+    let help = "a newer PEFT may have written them; if one of them changes the meaning of the weights, the result is wrong";
+    (!unknown.is_empty()).then(|| Diagnostic::new(rules::CONFIG_UNKNOWN, message).help(help))
+}

@@ -1,0 +1,222 @@
+//! From an [`Adapter`] of any dialect to PEFT's names and an `adapter_config.json` with which PEFT applies exactly the same update.
+//! The config that the adapter came with is kept, byte for byte, while it still describes it; otherwise one is written with the
+//! fields that every PEFT since 0.9 knows. Patterns are whole, escaped names (`^model\.layers\.0\.q_proj`), so that their order
+//! says nothing, and modules are listed by whole path.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::config::PeftConfig;
+use super::full::{self, Announced};
+use super::keys::PREFIX;
+use super::patterns::Modules;
+use super::scaling;
+use super::uniform::{self, Uniform};
+use crate::adapter::{Adapter, Factor, Kind, Orientation, ScalingRule, Target};
+use crate::error::{Diagnostic, Error, Result};
+use crate::limits::Limits;
+use crate::rules;
+
+/// PEFT's value for an adapter that only replaces tensors (`DUMMY_TARGET_MODULES`).
+const NO_TARGETS: &str = "dummy-target-modules";
+
+/// Fields that are carried over from the config that the adapter came with: they say nothing about the weights.
+const CARRIED: &[&str] = &["auto_mapping", "revision", "task_type"];
+
+/// The text of `adapter_config.json`, and what it could not say.
+///
+/// # Errors
+/// `P-006` or `P-011` for an adapter that PEFT's format cannot hold.
+pub(crate) fn config_json(adapter: &Adapter) -> Result<(String, Vec<Diagnostic>)> {
+    let limits = Limits::default();
+    match adapter.origin_config() {
+        Some(origin) if describes(origin, adapter, &limits).is_some() => Ok((origin.to_owned(), Vec::new())),
+        origin => compose(adapter, origin),
+    }
+}
+
+/// Every tensor of the adapter with the name that PEFT gives it, sorted by that name.
+///
+/// # Errors
+/// `P-011` if a target is not the weight of a module.
+pub(crate) fn tensor_names(adapter: &Adapter) -> Result<Vec<(String, &Factor)>> {
+    let mut names = Vec::new();
+    let mut modules = BTreeSet::new();
+    for target in adapter.targets() {
+        let module = module_of(target)?;
+        modules.insert(module);
+        let (a, b) = match target.kind {
+            Kind::Embedding => ("lora_embedding_A", "lora_embedding_B"),
+            _ => ("lora_A.weight", "lora_B.weight"),
+        };
+        names.push((format!("{PREFIX}{module}.{a}"), &target.a));
+        names.push((format!("{PREFIX}{module}.{b}"), &target.b));
+        names.extend(target.bias.iter().map(|bias| (format!("{PREFIX}{module}.lora_B.bias"), &bias.delta)));
+    }
+    for replacement in adapter.replacements() {
+        // A module with a LoRA wraps the layer that was there, and its own parameters with it.
+        let name = match replacement.tensor.rsplit_once('.') {
+            Some((module, own @ ("weight" | "bias"))) if modules.contains(module) => format!("{PREFIX}{module}.base_layer.{own}"),
+            _ => format!("{PREFIX}{}", replacement.tensor),
+        };
+        names.push((name, &replacement.with));
+    }
+    names.sort_by(|(x, _), (y, _)| x.cmp(y));
+    Ok(names)
+}
+
+/// The module whose weight is the target.
+fn module_of(target: &Target) -> Result<&str> {
+    target.tensor.strip_suffix(".weight").filter(|module| !module.is_empty()).ok_or_else(|| {
+        let message = format!("{:?} is not the weight of a module, so PEFT has no name for its factors", target.tensor);
+        Error::new(rules::KEY_GRAMMAR, message).tensor(&target.tensor)
+    })
+}
+
+/// `Some` if `origin` says of every target and replacement exactly what the adapter says.
+fn describes(origin: &str, adapter: &Adapter, limits: &Limits) -> Option<()> {
+    let config = PeftConfig::parse(origin.as_bytes(), Path::new("adapter_config.json"), limits).ok()?;
+    let modules: Vec<&str> = adapter.targets().iter().map(module_of).collect::<Result<_>>().ok()?;
+    let index = Modules::new(&modules);
+    let (mut problems, mut warnings) = (Vec::new(), Vec::new());
+    let resolved = scaling::resolve(&config, &index, &modules, limits, &mut problems, &mut warnings);
+    let covered = index.uncovered(&config.target_modules, limits).is_ok_and(|uncovered| uncovered.is_empty());
+    let scaled = resolved.iter().zip(adapter.targets()).all(|(stated, target)| stated.scaling == target.scaling);
+    let shaped = adapter.targets().iter().all(|target| match target.kind {
+        Kind::Linear(orientation) => {
+            let agrees = match orientation {
+                Orientation::InOut => config.orientation == Orientation::InOut,
+                Orientation::OutIn => config.orientation != Orientation::InOut,
+                Orientation::Undeclared => true,
+            };
+            agrees && target.bias.is_some() == config.lora_bias
+        }
+        Kind::Embedding => true,
+    });
+    let targets: BTreeSet<&str> = modules.iter().copied().collect();
+    let announced = |tensor: &str| full::unannounced(tensor, tensor, Some(&config), &targets).is_none();
+    let replaced = adapter.replacements().iter().all(|r| full::is_own_weight(&r.tensor, &targets) || announced(&r.tensor));
+    // PEFT fails on a module that it finds in the base and is to load, but that the file lacks.
+    let saved = adapter.replacements().iter().any(|r| full::saved(&config.modules_to_save, &r.tensor));
+    let nothing_lost = saved || config.modules_to_save.is_empty();
+    let based = adapter.base().name == config.base_name;
+    (problems.is_empty() && covered && scaled && shaped && replaced && nothing_lost && based).then_some(())
+}
+
+/// Writes a config from the adapter alone.
+fn compose(adapter: &Adapter, origin: Option<&str>) -> Result<(String, Vec<Diagnostic>)> {
+    let modules: Vec<&str> = adapter.targets().iter().map(module_of).collect::<Result<_>>()?;
+    let mut losses = Vec::new();
+    let uniform = uniform::of(adapter.targets())?;
+    let announced = Announced::of(adapter, &modules)?;
+    let origin: Option<Value> = origin.and_then(|text| serde_json::from_str(text).ok());
+    let mut fields: BTreeMap<&str, Value> = BTreeMap::new();
+    for field in CARRIED {
+        let carried = origin.as_ref().and_then(|origin| origin.get(*field)).cloned();
+        fields.insert(field, carried.unwrap_or(Value::Null));
+    }
+    fields.insert("alpha_pattern", pattern(&modules, &uniform.alphas, uniform.alpha, number));
+    fields.insert("base_model_name_or_path", json!(adapter.base().name));
+    fields.insert("bias", json!(announced.bias));
+    fields.insert("fan_in_fan_out", json!(fan_in_fan_out(adapter, &mut losses)));
+    fields.insert("inference_mode", json!(true));
+    fields.insert("init_lora_weights", json!(true));
+    fields.insert("lora_alpha", number(uniform.alpha));
+    fields.insert("lora_dropout", json!(0.0));
+    if lora_bias(adapter, &mut losses)? {
+        fields.insert("lora_bias", json!(true));
+    }
+    let saved = announced.modules_to_save;
+    fields.insert("modules_to_save", if saved.is_empty() { Value::Null } else { json!(saved) });
+    fields.insert("peft_type", json!("LORA"));
+    fields.insert("r", json!(uniform.rank));
+    fields.insert("rank_pattern", pattern(&modules, &uniform.ranks, uniform.rank, |rank| json!(rank)));
+    fields.insert("target_modules", if modules.is_empty() { json!(NO_TARGETS) } else { json!(sorted(&modules)) });
+    fields.insert("use_dora", json!(false));
+    fields.insert("use_rslora", json!(uniform.rule == ScalingRule::RankStabilized));
+    if let Uniform { folded: count @ 1.., .. } = uniform {
+        let message =
+            format!("PEFT has one scaling rule per adapter; alpha of {count} targets was restated, with the same scale");
+        losses.push(Diagnostic::new(rules::CONFIG_METHOD, message));
+    }
+    Ok((render(&json!(fields)), losses))
+}
+
+/// The text as Python's `json.dumps(indent=2)` writes it: ASCII, because PEFT opens the file in the encoding of the system.
+fn render(config: &Value) -> String {
+    let text = format!("{config:#}");
+    let mut ascii = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_ascii() {
+            ascii.push(c);
+        } else {
+            // Only strings of JSON hold other characters, so the escape is right wherever one stands.
+            ascii.extend(c.encode_utf16(&mut [0; 2]).iter().map(|unit| format!("\\u{unit:04x}")));
+        }
+    }
+    ascii
+}
+
+/// The entries that differ from the default, by whole, escaped name.
+fn pattern<V: PartialEq + Copy>(modules: &[&str], values: &[V], default: V, value: impl Fn(V) -> Value) -> Value {
+    let differ = modules.iter().zip(values).filter(|(_, v)| **v != default);
+    let entries: BTreeMap<String, Value> = differ.map(|(m, v)| (format!("^{}", regex::escape(m)), value(*v))).collect();
+    json!(entries)
+}
+
+/// Whole numbers without a fraction, as PEFT's own type is.
+fn number(alpha: f64) -> Value {
+    // 2^53: beyond it not every whole number is a double.
+    if alpha.fract() == 0.0 && alpha.abs() < 9_007_199_254_740_992.0 { json!(alpha as i64) } else { json!(alpha) }
+}
+
+fn sorted<'a>(modules: &[&'a str]) -> Vec<&'a str> {
+    let mut sorted = modules.to_vec();
+    sorted.sort_unstable();
+    sorted
+}
+
+/// PEFT has one field for all layers, and corrects it layer by layer from their types.
+fn fan_in_fan_out(adapter: &Adapter, losses: &mut Vec<Diagnostic>) -> bool {
+    let linear = adapter.targets().iter().filter_map(|target| match target.kind {
+        Kind::Linear(orientation) => Some(orientation),
+        Kind::Embedding => None,
+    });
+    let (mut out_in, mut in_out, mut undeclared) = (0usize, 0usize, 0usize);
+    for orientation in linear {
+        match orientation {
+            Orientation::OutIn => out_in += 1,
+            Orientation::InOut => in_out += 1,
+            Orientation::Undeclared => undeclared += 1,
+        }
+    }
+    if undeclared > 0 || (out_in > 0 && in_out > 0) {
+        let message = if undeclared > 0 {
+            format!("the orientation of {undeclared} targets is not declared, and PEFT's fan_in_fan_out has to be")
+        } else {
+            format!("{out_in} targets are (out, in) and {in_out} are (in, out), and PEFT has one field for both")
+        };
+        let help = "PEFT goes by the type of each layer and warns";
+        losses.push(Diagnostic::new(rules::ORIENTATION, message).help(help));
+    }
+    in_out > out_in
+}
+
+/// Whether `lora_bias` is to be set; PEFT has it for all layers or for none, and not for embeddings.
+fn lora_bias(adapter: &Adapter, losses: &mut Vec<Diagnostic>) -> Result<bool> {
+    let with = adapter.targets().iter().filter(|target| target.bias.is_some()).count();
+    if with == 0 {
+        return Ok(false);
+    }
+    if let Some(target) = adapter.targets().iter().find(|target| target.kind == Kind::Embedding) {
+        let message = format!("{:?} is an embedding, and PEFT has no bias updates in adapters with embeddings", target.tensor);
+        return Err(Error::new(rules::CONFIG_METHOD, message).tensor(&target.tensor));
+    }
+    if with < adapter.targets().len() {
+        let message = format!("{with} of {} targets have a bias update; PEFT warns about the others", adapter.targets().len());
+        losses.push(Diagnostic::new(rules::CONFIG_METHOD, message));
+    }
+    Ok(true)
+}

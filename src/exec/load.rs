@@ -1,0 +1,197 @@
+//! Reading factors into the panels that the kernels want: f64, `(rows, rank)` on the left, `(rank, cols)` on the right, for any
+//! block of the weight. Every value that is read is checked to be finite.
+
+use std::ops::Range;
+
+use crate::adapter::{Factor, Target};
+use crate::error::{Error, Result};
+use crate::kernel::Float;
+use crate::plan::Panel;
+use crate::rules;
+use crate::tensor::{Dtype, TensorSource};
+
+/// Rows `rows` of B `(out, rank)` and all of A `(rank, in)`, in f64.
+///
+/// # Errors
+/// `A-008`, `E-001`, `E-004`.
+pub(crate) fn read_factors(target: &Target, rows: Range<u64>) -> Result<(Vec<f64>, Vec<f64>)> {
+    let (_, inner) = target.out_in();
+    let rank = target.scaling.rank;
+    let (mut raw, mut b, mut a) = (Vec::new(), Vec::new(), Vec::new());
+    block(&target.b, rows, 0..rank, rank, &mut raw, &mut b)?;
+    block(&target.a, 0..rank, 0..inner, inner, &mut raw, &mut a)?;
+    Ok((b, a))
+}
+
+/// Checks that every value of a tensor is finite, piece by piece.
+///
+/// # Errors
+/// `A-008`, `E-001`, `E-004`.
+pub(crate) fn check_finite(factor: &Factor) -> Result<()> {
+    const PIECE: u64 = 1 << 17;
+    let float = float_of(factor.info().dtype).unwrap_or_else(|| unreachable!("adapters hold plain floats only"));
+    let (mut raw, mut out) = (Vec::new(), Vec::new());
+    let all = factor.info().shape.elements();
+    let mut first = 0;
+    while first < all {
+        out.clear();
+        out.resize(size((all - first).min(PIECE)), 0.0);
+        range(factor, float, first, &mut raw, &mut out)?;
+        first += out.len() as u64;
+    }
+    Ok(())
+}
+
+/// How many values of a tensor are not finite, and the coordinates of the first; `None` if all are, or if it is no plain float.
+///
+/// # Errors
+/// `E-001`, `E-004`.
+pub(crate) fn count_nonfinite(source: &dyn TensorSource, name: &str) -> Result<Option<(u64, String)>> {
+    const PIECE: u64 = 1 << 17;
+    let Some((info, float)) = source.info(name).and_then(|info| Some((info, float_of(info.dtype)?))) else { return Ok(None) };
+    let (mut raw, mut out) = (Vec::new(), Vec::new());
+    let all = info.shape.elements();
+    let (mut first, mut count, mut place) = (0, 0, None);
+    while first < all {
+        let n = size((all - first).min(PIECE));
+        raw.resize(n * float.size(), 0);
+        out.resize(n, 0.0);
+        source.read(name, first * float.size() as u64, &mut raw)?;
+        float.widen(&raw, &mut out);
+        for (i, _) in out.iter().enumerate().filter(|(_, value)| !value.is_finite()) {
+            count += 1;
+            place.get_or_insert_with(|| coordinates(info.shape.dims(), first + i as u64));
+        }
+        first += n as u64;
+    }
+    Ok(place.map(|place| (count, place)))
+}
+
+/// The kernel's name of a dtype; `None` for what is not a plain float.
+pub(super) fn float_of(dtype: Dtype) -> Option<Float> {
+    match dtype {
+        Dtype::F64 => Some(Float::F64),
+        Dtype::F32 => Some(Float::F32),
+        Dtype::F16 => Some(Float::F16),
+        Dtype::BF16 => Some(Float::BF16),
+        _ => None,
+    }
+}
+
+/// Left panel, rows `rows` of `(rows, rank)`.
+pub(super) fn left(panel: &Panel<'_>, rows: Range<u64>, rank: u64, raw: &mut Vec<u8>, out: &mut Vec<f64>) -> Result<()> {
+    match panel {
+        Panel::Direct(factor) => block(factor, rows, 0..rank, rank, raw, out),
+        Panel::Transposed(factor) => transposed(factor, rows, rank, raw, out),
+        Panel::One => {
+            out.clear();
+            out.resize(size(rows.end - rows.start), 1.0);
+            Ok(())
+        }
+    }
+}
+
+/// Right panel, columns `cols` of `(rank, total)`.
+pub(super) fn right(
+    panel: &Panel<'_>,
+    cols: Range<u64>,
+    rank: u64,
+    total: u64,
+    raw: &mut Vec<u8>,
+    out: &mut Vec<f64>,
+) -> Result<()> {
+    match panel {
+        Panel::Direct(factor) => block(factor, 0..rank, cols, total, raw, out),
+        // B (cols, rank): its rows are contiguous, the panel wants its columns.
+        Panel::Transposed(factor) => {
+            let mut plain = Vec::new();
+            let n = size(cols.end - cols.start);
+            block(factor, cols, 0..rank, rank, raw, &mut plain)?;
+            let rank = size(rank);
+            out.clear();
+            out.resize(plain.len(), 0.0);
+            for (j, row) in plain.chunks_exact(rank).enumerate() {
+                for (k, value) in row.iter().enumerate() {
+                    out[k * n + j] = *value;
+                }
+            }
+            Ok(())
+        }
+        Panel::One => unreachable!("only left panels are the constant 1"),
+    }
+}
+
+/// Columns `cols` of A `(rank, total)`, transposed: `(cols, rank)`.
+fn transposed(factor: &Factor, cols: Range<u64>, rank: u64, raw: &mut Vec<u8>, out: &mut Vec<f64>) -> Result<()> {
+    let total = factor.info().shape.dims().last().copied().unwrap_or(0);
+    let mut plain = Vec::new();
+    let n = size(cols.end - cols.start);
+    block(factor, 0..rank, cols, total, raw, &mut plain)?;
+    let rank = size(rank);
+    out.clear();
+    out.resize(plain.len(), 0.0);
+    for (k, row) in plain.chunks_exact(n.max(1)).enumerate() {
+        for (j, value) in row.iter().enumerate() {
+            out[j * rank + k] = *value;
+        }
+    }
+    Ok(())
+}
+
+/// A block of a row-major matrix with `total` columns, in one read if the rows are whole.
+fn block(factor: &Factor, rows: Range<u64>, cols: Range<u64>, total: u64, raw: &mut Vec<u8>, out: &mut Vec<f64>) -> Result<()> {
+    let float = float_of(factor.info().dtype).unwrap_or_else(|| unreachable!("adapters hold plain floats only"));
+    let width = cols.end - cols.start;
+    out.clear();
+    out.resize(size((rows.end - rows.start) * width), 0.0);
+    if width == total {
+        return range(factor, float, rows.start * total, raw, out);
+    }
+    for (row, part) in rows.zip(out.chunks_exact_mut(size(width).max(1))) {
+        range(factor, float, row * total + cols.start, raw, part)?;
+    }
+    Ok(())
+}
+
+/// Consecutive values from element `first` on.
+fn range(factor: &Factor, float: Float, first: u64, raw: &mut Vec<u8>, out: &mut [f64]) -> Result<()> {
+    raw.clear();
+    raw.resize(out.len() * float.size(), 0);
+    factor.read(first * float.size() as u64, raw)?;
+    float.widen(raw, out);
+    match out.iter().position(|value| !value.is_finite()) {
+        None => Ok(()),
+        Some(at) => Err(nonfinite(factor, first + at as u64, out[at])),
+    }
+}
+
+/// The error for a value of an adapter that is not finite.
+pub(super) fn nonfinite(factor: &Factor, element: u64, value: f64) -> Error {
+    let dims = factor.info().shape.dims();
+    let message = format!("{:?} holds {value} at {}", factor.name(), coordinates(dims, element));
+    Error::new(rules::FACTORS_FINITE, message)
+        .file(factor.source().label())
+        .tensor(factor.name())
+        .help("the training diverged or the file is damaged; use an earlier checkpoint of the adapter")
+}
+
+/// An element's index in every dimension, outermost first.
+pub(super) fn coordinates(dims: &[u64], element: u64) -> String {
+    let mut rest = element;
+    let mut at: Vec<String> = dims
+        .iter()
+        .rev()
+        .map(|&dim| {
+            let index = rest % dim.max(1);
+            rest /= dim.max(1);
+            index.to_string()
+        })
+        .collect();
+    at.reverse();
+    format!("[{}]", at.join(", "))
+}
+
+/// A count of elements of a block that is in memory.
+fn size(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
+}

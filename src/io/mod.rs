@@ -1,0 +1,13 @@
+//! Where bytes come from and how files appear: positioned reads (plain or mapped), a staging area that is published whole or not
+//! at all, and digests. No formats here.
+
+mod digest;
+mod map;
+mod publish;
+mod source;
+
+pub(crate) use digest::{ContentRoot, Hex, structure_digest, tensor_digest};
+pub use publish::Overwrite;
+pub(crate) use publish::{OutputKind, Staging, check_output, free_space, write_error};
+pub use source::ReadMode;
+pub(crate) use source::{ByteSource, open, read_small};

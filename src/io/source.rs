@@ -1,0 +1,123 @@
+//! Positioned reads of one open file. A file is opened once; what was inspected is what is read later. Only regular files are
+//! opened, and never blocked on: a FIFO or a device under a model's name is refused, not waited for.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::path::Path;
+
+use super::map::Map;
+use crate::error::{Error, Result};
+use crate::rules;
+
+/// How file contents are reached. The bytes are the same either way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ReadMode {
+    /// Positioned reads into small buffers (default): steady memory, and a file that shrinks is an error.
+    #[default]
+    Read,
+    /// A memory map. Faster for repeated random access; a file that another program truncates meanwhile kills the process
+    /// with SIGBUS, so the caller vouches that nobody does.
+    Map,
+}
+
+/// The bytes of one file, read by position from any thread.
+#[derive(Debug)]
+pub(crate) struct ByteSource {
+    file: File,
+    map: Option<Map>,
+    len: u64,
+}
+
+/// Opens a regular file.
+///
+/// # Errors
+/// `E-001` if it cannot be opened, `E-007` if it is not a regular file.
+pub(crate) fn open(path: &Path, mode: ReadMode) -> Result<ByteSource> {
+    let file = open_regular(path)?;
+    let len = file.metadata().map_err(|e| read_error(path, e))?.len();
+    let map = match mode {
+        ReadMode::Read => None,
+        ReadMode::Map => Map::new(&file, len),
+    };
+    Ok(ByteSource { file, map, len })
+}
+
+/// Reads a whole small file; `None` if it is longer than `limit` bytes.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    let file = open_regular(path)?;
+    let mut bytes = Vec::new();
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| read_error(path, e))?;
+    Ok((bytes.len() as u64 <= limit).then_some(bytes))
+}
+
+fn open_regular(path: &Path) -> Result<File> {
+    // O_NONBLOCK: opening a FIFO returns at once; it has no effect on regular files.
+    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
+    let opened = std::fs::OpenOptions::new().read(true).custom_flags(nonblocking).open(path);
+    let file = opened.map_err(|e| read_error(path, e))?;
+    let kind = file.metadata().map_err(|e| read_error(path, e))?.file_type();
+    if kind.is_file() {
+        return Ok(file);
+    }
+    let found = match kind {
+        k if k.is_dir() => "a folder",
+        k if k.is_fifo() => "a FIFO",
+        k if k.is_socket() => "a socket",
+        _ => "a device",
+    };
+    Err(Error::new(rules::NOT_REGULAR, format!("expected a file, found {found}")).file(path))
+}
+
+/// The error for a failed open or read, with what to do for the usual causes.
+pub(crate) fn read_error(path: &Path, error: std::io::Error) -> Error {
+    let (what, help) = match error.kind() {
+        ErrorKind::NotFound => match std::fs::read_link(path) {
+            Ok(target) => (format!("the link leads to {:?}, which does not exist", target), "download the model again"),
+            Err(_) => ("no such file or folder".to_owned(), "check the path"),
+        },
+        ErrorKind::PermissionDenied => ("permission denied".to_owned(), "check the permissions of the file and its folders"),
+        _ if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            ("the link leads back to itself".to_owned(), "remove the link and download the model again")
+        }
+        _ => (format!("cannot read: {error}"), "check the disk and try again"),
+    };
+    Error::new(rules::READ, what).file(path).help(help).because(error)
+}
+
+impl ByteSource {
+    /// Length when the file was opened.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Fills `buf` from byte `offset` on. Loops over short reads and interruptions.
+    ///
+    /// # Errors
+    /// `E-004` if the file ends before `offset + buf.len()`, `E-001` for any other failure. `path` is for the message.
+    pub(crate) fn read_at(&self, path: &Path, offset: u64, buf: &mut [u8]) -> Result<()> {
+        if let Some(map) = &self.map {
+            return match map.get(offset, buf.len()) {
+                Some(bytes) => {
+                    buf.copy_from_slice(bytes);
+                    Ok(())
+                }
+                None => Err(shrunk(path, offset)),
+            };
+        }
+        self.file.read_exact_at(buf, offset).map_err(|e| match e.kind() {
+            ErrorKind::UnexpectedEof => shrunk(path, offset),
+            _ => read_error(path, e).offset(offset),
+        })
+    }
+}
+
+fn shrunk(path: &Path, offset: u64) -> Error {
+    Error::new(rules::CHANGED, "the file became shorter while it was read")
+        .file(path)
+        .offset(offset)
+        .help("another program is writing to it; wait for it to finish")
+}

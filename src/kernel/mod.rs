@@ -1,0 +1,19 @@
+//! The arithmetic: slices in, slices out. No files, no names, no dtype beyond the four floats.
+//!
+//! Everything is computed in f64 in a fixed order and rounded once, to nearest even, straight to the format of the weight. A
+//! product of two f32 values is exact in f64 (24 + 24 significant bits of 53), so multiply-then-add and fused multiply-add give
+//! the same bits, and so does every instruction set: the bytes of a merge do not depend on the machine (`spec/adapter-model.md`,
+//!
+//!
+//! Each kernel is written once as plain code over fixed-size blocks, which the compiler turns into vectors, and instantiated per
+//! instruction set in [`dispatch`].
+
+mod dispatch;
+mod float;
+mod gram;
+mod tile;
+
+pub(crate) use dispatch::{Isa, update_tile};
+pub(crate) use float::Float;
+pub(crate) use gram::product_norm;
+pub(crate) use tile::{Part, Sums, Tile};

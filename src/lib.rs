@@ -1,0 +1,77 @@
+//! LoRA adapters on disk: inspected, validated, converted, and merged into base checkpoints, exactly or refused by name.
+//!
+//! Data flows one way, and the modules are named after it:
+//!
+//! ```text
+//! files -> io -> codec -> dialect -> Adapter ---+
+//!                                               +-> plan -> exec -> io::publish -> files
+//! files -> io -> codec -> Checkpoint -----------+             |
+//!                                                             +-> report
+//! ```
+//!
+//! An [`Adapter`] and a [`Checkpoint`] are valid by construction and cost no more than their headers. A [`Plan`] is the proof that
+//! they fit, and everything that a merge will do; a merge of an unchecked pair cannot be written down.
+//!
+//! ```
+//! # fn main() -> loratool::Result<()> {
+//! # let root = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures");
+//! let base = loratool::open_checkpoint(format!("{root}/models/llama-tiny"))?;
+//! let adapter = loratool::open_adapter(format!("{root}/adapters/llama-qv-r8"))?;
+//!
+//! // Inspect: what is in the file, from its header alone.
+//! let report = loratool::inspect_adapter(&adapter, &Default::default())?;
+//! assert_eq!((report.targets.len(), report.targets[0].rank), (4, 8));
+//!
+//! // Walk the updates, a few rows at a time.
+//! for target in adapter.targets() {
+//!     let (rows, cols) = target.out_in();
+//!     let first = loratool::delta_rows(target, 0..1)?;
+//!     println!("{} ({rows}, {cols}): first value {:e}", target.tensor, first[0]);
+//! }
+//!
+//! // Bind them, and merge one tensor: the bytes that a merge would write, in the base's dtype.
+//! let plan = loratool::Plan::new(&base, &[loratool::Weighted::full(&adapter)], &Default::default(), &Default::default())?;
+//! let bytes = loratool::merge_tensor(&plan, "model.layers.0.self_attn.q_proj.weight")?;
+//! assert_eq!(bytes.len(), 64 * 64 * 2);
+//! # Ok(())
+//! # }
+//! ```
+#![deny(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking"))]
+
+mod adapter;
+mod checkpoint;
+#[cfg(feature = "cli")]
+#[doc(hidden)]
+pub mod cli;
+mod codec;
+mod dialect;
+mod error;
+mod exec;
+mod io;
+mod kernel;
+mod limits;
+mod op;
+mod open;
+mod plan;
+pub mod report;
+pub mod rules;
+mod tensor;
+
+pub use adapter::{
+    Adapter, AdapterParts, BaseIdentity, BiasDelta, Factor, Kind, Lineage, LineageInput, Orientation, Replacement, Scaling,
+    ScalingRule, Target,
+};
+pub use checkpoint::Checkpoint;
+pub use codec::safetensors::{SafetensorsFile, Strictness};
+pub use error::{Class, Diagnostic, Error, Place, Result};
+pub use exec::{ExecOptions, Progress};
+pub use io::{Overwrite, ReadMode};
+pub use limits::Limits;
+pub use op::{
+    ConvertOptions, ConvertTo, InspectOptions, MergeOptions, Values, convert, delta_rows, dry_run, inspect_adapter,
+    inspect_checkpoint, merge, merge_tensor, validate_adapter, validate_checkpoint,
+};
+pub use open::{OpenOptions, open_adapter, open_adapter_with, open_checkpoint, open_checkpoint_with};
+pub use plan::{BindOptions, Binding, Ignored, Plan, Renaming, Weighted};
+pub use tensor::{Dtype, MemorySource, Shape, TensorInfo, TensorSource};

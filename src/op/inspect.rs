@@ -1,0 +1,117 @@
+//! `inspect`: what a file is, from its header alone unless figures are asked for that need the values.
+
+use std::collections::HashMap;
+
+use crate::adapter::{Adapter, Kind, Orientation, Target};
+use crate::checkpoint::Checkpoint;
+use crate::error::Result;
+use crate::exec;
+use crate::kernel::product_norm;
+use crate::report::{AdapterReport, CheckpointReport, Note, ReplacementReport, TargetReport};
+use crate::tensor::TensorSource;
+
+/// What to look at beyond the header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct InspectOptions {
+    /// Read the factors and state ‖scale · B·A‖ of each target. Default false.
+    pub norms: bool,
+    /// List every tensor of a checkpoint. Default false.
+    pub listing: bool,
+}
+
+/// What an adapter is.
+///
+/// # Errors
+/// `A-008`, `E-001` with `norms`; none otherwise.
+pub fn inspect_adapter(adapter: &Adapter, options: &InspectOptions) -> Result<AdapterReport> {
+    let targets: Result<Vec<TargetReport>> = adapter.targets().iter().map(|target| target_report(target, options)).collect();
+    Ok(AdapterReport {
+        path: adapter.label().to_owned(),
+        dialect: adapter.dialect(),
+        base_name: adapter.base().name.clone(),
+        base_structure: adapter.base().structure.clone(),
+        parameters: adapter.parameters(),
+        bytes: adapter.factors().map(|f| f.info().bytes()).sum(),
+        targets: targets?,
+        replacements: adapter
+            .replacements()
+            .iter()
+            .map(|r| ReplacementReport {
+                tensor: r.tensor.clone(),
+                dtype: r.with.info().dtype.to_string(),
+                shape: r.with.info().shape.dims().to_vec(),
+            })
+            .collect(),
+        lineage: adapter.lineage().iter().map(|step| format!("{} by {}", step.op, step.tool)).collect(),
+        warnings: adapter.warnings().iter().map(Note::from).collect(),
+    })
+}
+
+fn target_report(target: &Target, options: &InspectOptions) -> Result<TargetReport> {
+    let (out, inner) = target.out_in();
+    let scale = target.scaling.effective();
+    let norm = match options.norms {
+        false => None,
+        true => {
+            let (b, a) = exec::read_factors(target, 0..out)?;
+            Some(scale.abs() * product_norm(&b, &a, target.scaling.rank as usize))
+        }
+    };
+    Ok(TargetReport {
+        tensor: target.tensor.clone(),
+        kind: match target.kind {
+            Kind::Linear(Orientation::OutIn) => "linear",
+            Kind::Linear(Orientation::InOut) => "linear_transposed",
+            Kind::Linear(Orientation::Undeclared) => "linear_undeclared",
+            Kind::Embedding => "embedding",
+        },
+        out,
+        inner,
+        rank: target.scaling.rank,
+        alpha: target.scaling.alpha,
+        rule: target.scaling.rule.name(),
+        scale,
+        dtype: (target.a.info().dtype.to_string(), target.b.info().dtype.to_string()),
+        bias: target.bias.is_some(),
+        norm,
+    })
+}
+
+/// What a checkpoint is.
+pub fn inspect_checkpoint(base: &Checkpoint, options: &InspectOptions) -> CheckpointReport {
+    let mut dtypes: HashMap<String, (u64, u64)> = HashMap::new();
+    let infos = || base.names().filter_map(|name| Some((name, base.info(name)?)));
+    for (_, info) in infos() {
+        let entry = dtypes.entry(info.dtype.to_string()).or_default();
+        entry.0 += 1;
+        entry.1 = entry.1.saturating_add(info.shape.elements());
+    }
+    let mut dtypes: Vec<_> = dtypes.into_iter().map(|(dtype, (tensors, parameters))| (dtype, tensors, parameters)).collect();
+    dtypes.sort_by(|x, y| y.2.cmp(&x.2).then_with(|| x.0.cmp(&y.0)));
+    let files: Vec<_> =
+        base.shards().iter().map(|s| (s.file_name.clone(), s.file.file_len(), s.file.names().count() as u64)).collect();
+    CheckpointReport {
+        path: base.path().display().to_string(),
+        model_type: base.config().model_type.clone(),
+        tensors: files.iter().map(|f| f.2).sum(),
+        parameters: dtypes.iter().map(|d| d.2).fold(0, u64::saturating_add),
+        bytes: files.iter().map(|f| f.1).sum(),
+        files,
+        dtypes,
+        tied: tied(base),
+        quantization: base.config().quantization.clone(),
+        structure: base.structure_root(),
+        listing: options
+            .listing
+            .then(|| infos().map(|(name, info)| (name.to_owned(), info.dtype.to_string(), info.shape.dims().to_vec())).collect()),
+        warnings: base.warnings().iter().map(Note::from).collect(),
+    }
+}
+
+/// The stored name of a tied embedding and the names that share it.
+fn tied(base: &Checkpoint) -> Option<(String, String)> {
+    let ties = base.names().filter_map(|name| Some((name, base.tied(name)?)));
+    let (name, tie) = ties.into_iter().find(|(name, tie)| !tie.heads.is_empty() && !tie.heads.contains(name))?;
+    Some((name.to_owned(), tie.heads.join(", ")))
+}

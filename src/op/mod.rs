@@ -1,0 +1,14 @@
+//! The verbs. Each takes what it works on as values (`&Checkpoint`, `&Adapter`), options with defaults, and gives a report.
+
+mod convert;
+mod delta;
+mod digests;
+mod inspect;
+mod merge;
+mod validate;
+
+pub use convert::{ConvertOptions, ConvertTo, convert};
+pub use delta::{delta_rows, merge_tensor};
+pub use inspect::{InspectOptions, inspect_adapter, inspect_checkpoint};
+pub use merge::{MergeOptions, dry_run, merge};
+pub use validate::{Values, validate_adapter, validate_checkpoint};

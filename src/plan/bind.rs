@@ -1,0 +1,387 @@
+//! Binding: the proof that each part of an adapter fits one tensor of a base, or every mismatch at once. Rules of
+//! `spec/adapter-model.md`.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use super::options::{BindOptions, Weighted};
+use super::rename::{self, Renaming};
+use super::shape::{Contribution, Panel, contradicts, fit, shape_help};
+use super::tied;
+use crate::adapter::{Factor, Target};
+use crate::checkpoint::Checkpoint;
+use crate::error::{Diagnostic, Error, Result};
+use crate::limits::Limits;
+use crate::rules;
+use crate::tensor::{Shape, TensorInfo, TensorSource, is_plain_float};
+
+/// An adapter tensor that is left out because the user named a flag.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Ignored {
+    /// The tensor in the adapter's file.
+    pub tensor: String,
+    /// The flag that asked for it.
+    pub flag: &'static str,
+}
+
+/// The proof that an adapter fits a base. Only this module makes one.
+#[derive(Debug)]
+pub struct Binding<'a> {
+    pub(super) index: usize,
+    pub(super) renaming: Renaming,
+    /// Base tensor of each target.
+    names: HashMap<String, String>,
+    /// By base tensor, sorted.
+    pub(super) updates: BTreeMap<String, Contribution<'a>>,
+    /// By base tensor, sorted; those that the base lacks are to be added.
+    pub(super) replacements: BTreeMap<String, &'a Factor>,
+    pub(super) ignored: Vec<Ignored>,
+    pub(super) warnings: Vec<Diagnostic>,
+}
+
+impl<'a> Binding<'a> {
+    /// Binds one adapter. `index` is its place in the order of adapters.
+    ///
+    /// # Errors
+    /// Every broken rule among, at once.
+    pub fn new(base: &Checkpoint, weighted: Weighted<'a>, index: usize, options: &BindOptions, limits: &Limits) -> Result<Self> {
+        let adapter = weighted.adapter;
+        let mut binder = Binder {
+            base,
+            options,
+            renaming: Renaming::identity(),
+            problems: Vec::new(),
+            binding: Binding {
+                index,
+                renaming: Renaming::identity(),
+                names: HashMap::new(),
+                updates: BTreeMap::new(),
+                replacements: BTreeMap::new(),
+                ignored: Vec::new(),
+                warnings: Vec::new(),
+            },
+        };
+        binder.check_roles()?;
+        binder.check_structure(weighted)?;
+        binder.choose_renaming(adapter.targets().iter().map(|t| t.tensor.as_str()).collect(), adapter.label(), limits)?;
+        binder.bind_targets(weighted);
+        binder.bind_replacements(weighted);
+        let problems =
+            binder.problems.into_iter().map(|p| if p.place().file.is_some() { p } else { p.file(adapter.label()) }).collect();
+        Error::check(problems)?;
+        Ok(binder.binding)
+    }
+
+    /// The renaming that was used.
+    pub fn renaming(&self) -> &Renaming {
+        &self.renaming
+    }
+
+    /// Does the update of the adapter's target lie transposed on the base tensor? `None` if the adapter has no such target.
+    pub(crate) fn is_transposed(&self, target: &str) -> Option<bool> {
+        let contribution = self.updates.get(self.names.get(target)?)?;
+        Some(matches!(contribution.left, Panel::Transposed(_)))
+    }
+
+    /// Names of the base tensors that the adapter changes, sorted.
+    pub fn tensors(&self) -> impl Iterator<Item = &str> {
+        let names: HashSet<&str> = self.updates.keys().chain(self.replacements.keys()).map(String::as_str).collect();
+        let mut names: Vec<&str> = names.into_iter().collect();
+        names.sort_unstable();
+        names.into_iter()
+    }
+}
+
+struct Binder<'a, 'b> {
+    base: &'b Checkpoint,
+    options: &'b BindOptions,
+    renaming: Renaming,
+    problems: Vec<Diagnostic>,
+    binding: Binding<'a>,
+}
+
+impl<'a> Binder<'a, '_> {
+    fn exists(&self, name: &str) -> bool {
+        self.base.info(name).is_some() || tied::stored_twin(self.base, name).is_some()
+    }
+
+    /// A base that consists of adapter tensors is an adapter.
+    fn check_roles(&self) -> Result<()> {
+        match self.base.names().find(|name| name.contains(".lora_A.") || name.contains(".lora_embedding_A")) {
+            None => Ok(()),
+            Some(name) => Err(Error::new(
+                rules::ROLES,
+                format!("the base holds {name:?}: it is an adapter, not a model; arguments swapped?"),
+            )
+            .file(self.base.path())
+            .tensor(name)
+            .help("the base comes first: merge BASE --adapter ADAPTER")),
+        }
+    }
+
+    fn check_structure(&mut self, weighted: Weighted<'_>) -> Result<()> {
+        let Some(wanted) = &weighted.adapter.base().structure else { return Ok(()) };
+        let found = self.base.structure_root();
+        if *wanted == found {
+            return Ok(());
+        }
+        let message = format!("different base: the adapter names one of structure {wanted:.12}…, this one has {found:.12}…");
+        let diagnostic = Diagnostic::new(rules::BASE_IDENTITY, message)
+            .file(self.base.path())
+            .help("use the base that the adapter was made for, or pass --allow-base-mismatch");
+        if self.options.allow_base_mismatch {
+            self.binding.warnings.push(diagnostic);
+            return Ok(());
+        }
+        Err(diagnostic.into())
+    }
+
+    /// Exact names, then the user's prefix, then the known renamings: the one that finds every target, if only one does.
+    fn choose_renaming(&mut self, targets: Vec<&str>, label: &str, limits: &Limits) -> Result<()> {
+        let needed: Vec<&str> = targets.iter().copied().filter(|t| !self.may_be_missing(t)).collect();
+        let found = |renaming: &Renaming| {
+            let exists = |name: &str| self.exists(name);
+            needed.iter().filter(|name| exists(&renaming.apply(name, &exists))).count()
+        };
+        let candidates = match &self.options.prefix {
+            Some((from, to)) => vec![Renaming { from: from.clone(), to: to.clone() }],
+            None => std::iter::once(Renaming::identity()).chain(rename::known()).collect(),
+        };
+        if needed.is_empty() {
+            // Replacements alone: they carry no proof of a renaming, so they are taken by their exact names or the user's prefix.
+            self.adopt(candidates.into_iter().next().unwrap_or_else(Renaming::identity));
+            return Ok(());
+        }
+        let identity_fits = candidates.first().is_some_and(|first| found(first) == needed.len());
+        let fitting: Vec<Renaming> = if identity_fits {
+            candidates.into_iter().take(1).collect()
+        } else {
+            candidates.into_iter().filter(|c| found(c) == needed.len()).collect()
+        };
+        let distinct: HashSet<Vec<String>> = fitting
+            .iter()
+            .map(|renaming| needed.iter().map(|name| renaming.apply(name, &|n| self.exists(n))).collect())
+            .collect();
+        match (fitting.into_iter().next(), distinct.len()) {
+            (Some(renaming), 1) => {
+                self.adopt(renaming);
+                Ok(())
+            }
+            (Some(_), _) => {
+                Err(Error::new(rules::ONE_RENAMING, format!("{} renamings fit every target: ambiguous", distinct.len()))
+                    .file(label)
+                    .help("choose one with --prefix FROM=TO"))
+            }
+            (None, _) => self.explain_missing(&needed, label, limits),
+        }
+    }
+
+    fn adopt(&mut self, renaming: Renaming) {
+        self.renaming = renaming.clone();
+        self.binding.renaming = renaming;
+    }
+
+    fn may_be_missing(&self, name: &str) -> bool {
+        self.base.info(name).is_none() && self.options.allow_missing.iter().any(|pattern| rename::matches(pattern, name))
+    }
+
+    /// No renaming finds every target. Says which are missing under the best one, with the nearest names and the way out.
+    fn explain_missing(&mut self, needed: &[&str], label: &str, limits: &Limits) -> Result<()> {
+        let exists = |name: &str| self.exists(name);
+        let score = |renaming: &Renaming| needed.iter().filter(|n| exists(&renaming.apply(n, &exists))).count();
+        let candidates = match &self.options.prefix {
+            Some((from, to)) => vec![Renaming { from: from.clone(), to: to.clone() }],
+            None => std::iter::once(Renaming::identity()).chain(rename::known()).collect(),
+        };
+        // The first of the best: exact names win a draw.
+        let best = candidates.iter().rev().max_by_key(|c| score(c)).cloned().unwrap_or_else(Renaming::identity);
+        let missing: Vec<&str> = needed.iter().copied().filter(|n| !exists(&best.apply(n, &exists))).collect();
+        if missing.len() == needed.len() {
+            return Err(self.nothing_found(needed, label));
+        }
+        let mut problems = Vec::new();
+        for name in missing.iter().take(limits.problems_shown) {
+            problems.push(self.one_missing(name, &best).file(label));
+        }
+        if missing.len() > limits.problems_shown {
+            let message = format!("and {} more of {} targets are missing", missing.len() - limits.problems_shown, needed.len());
+            problems.push(Diagnostic::new(rules::EVERY_TARGET, message).file(label));
+        }
+        Error::check(problems)
+    }
+
+    fn one_missing(&self, name: &str, renaming: &Renaming) -> Diagnostic {
+        let wanted = renaming.apply(name, &|n| self.exists(n));
+        if let Some(packed) = packed_form(self.base, &wanted) {
+            return packed;
+        }
+        let nearest = rename::nearest(&wanted, self.base.names()).map_or(String::new(), |n| format!("; nearest is {n:?}"));
+        Diagnostic::new(rules::EVERY_TARGET, format!("adapter target {wanted:?} is not in the base{nearest}"))
+            .tensor(name)
+            .help(format!("use the base that the adapter was trained on, or leave it out by name: --allow-missing {name:?}"))
+    }
+
+    fn nothing_found(&self, needed: &[&str], label: &str) -> Error {
+        if let Some(packed) = needed.first().and_then(|name| packed_form(self.base, name)) {
+            return packed.file(self.base.path()).into();
+        }
+        let show = |names: Vec<&str>| names.iter().map(|n| format!("{n:?}")).collect::<Vec<_>>().join(", ");
+        let first = needed.first().copied().unwrap_or_default();
+        let near = rename::nearest(first, self.base.names()).unwrap_or_default();
+        let shared = rename::common_suffix(first, near);
+        let cut = |name: &str| name.get(..(name.len() + 1).saturating_sub(shared)).unwrap_or_default().to_owned();
+        let theirs: Vec<&str> = self.base.names().filter(|n| rename::common_suffix(first, n) > 0).take(3).collect();
+        let theirs = if theirs.is_empty() { self.base.names().take(3).collect() } else { theirs };
+        let suffix = near.get((near.len() + 1).saturating_sub(shared)..).unwrap_or_default();
+        let message = format!(
+            "no target of the adapter is in the base. adapter: {}; base: {}; longest common suffix: {suffix:?}",
+            show(needed.iter().copied().take(3).collect()),
+            show(theirs)
+        );
+        let help = if shared > 0 {
+            format!("if they are the same layers: --prefix {:?}={:?}", cut(first), cut(near))
+        } else {
+            "this is not the base that the adapter was trained on".to_owned()
+        };
+        Error::new(rules::SOME_TARGET, message).file(label).help(help)
+    }
+
+    fn bind_targets(&mut self, weighted: Weighted<'a>) {
+        let adapter = weighted.adapter;
+        let contradicted =
+            adapter.targets().iter().find(|t| self.locate(&t.tensor).is_some_and(|(_, info)| contradicts(t, &info.shape)));
+        if let Some(target) = contradicted {
+            let message = format!("the declared orientation does not fit {:?}; the shape decides", target.tensor);
+            self.binding.warnings.push(Diagnostic::new(rules::ORIENTATION, message).tensor(target.a.name()));
+        }
+        for target in adapter.targets() {
+            let scale = weighted.weight * target.scaling.effective();
+            if self.may_be_missing(&target.tensor) && self.locate(&target.tensor).is_none() {
+                let tensors = [Some(&target.a), Some(&target.b), target.bias.as_ref().map(|b| &b.delta)];
+                let ignored =
+                    tensors.into_iter().flatten().map(|f| Ignored { tensor: f.name().to_owned(), flag: "--allow-missing" });
+                self.binding.ignored.extend(ignored);
+                continue;
+            }
+            self.bind_weight(target, scale, contradicted.is_some());
+            self.bind_bias(target, scale);
+        }
+    }
+
+    /// The base tensor of an adapter name: its name in the base, and what is there (for a missing tied twin, what it is tied to).
+    fn locate(&self, name: &str) -> Option<(String, TensorInfo)> {
+        let name = self.renaming.apply(name, &|n| self.exists(n));
+        let info = self.base.info(&name).or_else(|| tied::stored_twin(self.base, &name).and_then(|twin| self.base.info(twin)))?;
+        Some((name, info.clone()))
+    }
+
+    fn bind_weight(&mut self, target: &'a Target, scale: f64, contradicted: bool) {
+        let Some((name, info)) = self.locate(&target.tensor) else { return };
+        if let Some(problem) = tied::problem(self.base, &name, self.options.untie) {
+            return self.problems.push(problem.tensor(target.a.name()));
+        }
+        if !is_plain_float(info.dtype) {
+            return self.problems.push(packed_dtype(&name, &info, self.base));
+        }
+        match fit(target, &info.shape, &name, contradicted) {
+            Ok((left, right)) => {
+                self.binding.names.insert(target.tensor.clone(), name.clone());
+                let contribution = Contribution { adapter: self.binding.index, left, right, rank: target.scaling.rank, scale };
+                self.insert(name, contribution, target.a.name());
+            }
+            Err(problem) => self.problems.push(problem),
+        }
+    }
+
+    fn bind_bias(&mut self, target: &'a Target, scale: f64) {
+        let Some(bias) = &target.bias else { return };
+        let Some((name, info)) = self.locate(&bias.tensor) else {
+            let message = format!("the adapter updates the bias {:?}, which the base does not have", bias.tensor);
+            let help = "PEFT refuses this merge too; use the base that the adapter was trained on";
+            return self.problems.push(Diagnostic::new(rules::BIAS_PRESENT, message).tensor(bias.delta.name()).help(help));
+        };
+        if info.shape != bias.delta.info().shape {
+            let message = format!("bias update of {name:?} is {} but the base has {}", bias.delta.info().shape, info.shape);
+            return self.problems.push(Diagnostic::new(rules::SHAPE_FITS, message).tensor(bias.delta.name()));
+        }
+        if !is_plain_float(info.dtype) {
+            return self.problems.push(packed_dtype(&name, &info, self.base));
+        }
+        let contribution =
+            Contribution { adapter: self.binding.index, left: Panel::One, right: Panel::Direct(&bias.delta), rank: 1, scale };
+        self.insert(name, contribution, bias.delta.name());
+    }
+
+    fn insert(&mut self, name: String, contribution: Contribution<'a>, key: &str) {
+        if self.binding.updates.insert(name.clone(), contribution).is_some() {
+            let message = format!("two targets of the adapter land on the base tensor {name:?}");
+            self.problems.push(Diagnostic::new(rules::TARGETS_UNIQUE, message).tensor(key));
+        }
+    }
+
+    fn bind_replacements(&mut self, weighted: Weighted<'a>) {
+        for replacement in weighted.adapter.replacements() {
+            let with = &replacement.with;
+            if self.options.skip_replacements {
+                self.binding.ignored.push(Ignored { tensor: with.name().to_owned(), flag: "--skip-replacements" });
+                continue;
+            }
+            let located = self.locate(&replacement.tensor);
+            let name = located
+                .as_ref()
+                .map_or_else(|| self.renaming.apply(&replacement.tensor, &|n| self.exists(n)), |(name, _)| name.clone());
+            if let Some(problem) = tied::problem(self.base, &name, self.options.untie) {
+                self.problems.push(problem.tensor(with.name()));
+                continue;
+            }
+            match located {
+                Some((_, info)) if info.shape != with.info().shape => {
+                    let pair = |s: &Shape| s.matrix().unwrap_or((0, 0));
+                    let message = format!("replacement of {name:?} is {} but the base has {}", with.info().shape, info.shape);
+                    let help = shape_help(pair(&with.info().shape), pair(&info.shape));
+                    self.problems.push(Diagnostic::new(rules::REPLACEMENT_SHAPE, message).tensor(with.name()).help(help));
+                    continue;
+                }
+                Some((_, info)) if !is_plain_float(info.dtype) => {
+                    self.problems.push(packed_dtype(&name, &info, self.base));
+                    continue;
+                }
+                None if !self.options.add_new_tensors => {
+                    let message = format!("the adapter brings {name:?}, which the base does not have");
+                    let help = "add it with --add-new-tensors (a head that was trained with the adapter), or leave out all full tensors with --skip-replacements";
+                    self.problems.push(Diagnostic::new(rules::NEW_TENSOR, message).tensor(with.name()).help(help));
+                    continue;
+                }
+                _ => {}
+            }
+            if self.binding.replacements.insert(name.clone(), with).is_some() {
+                let message = format!("two replacements land on the base tensor {name:?}");
+                self.problems.push(Diagnostic::new(rules::TARGETS_UNIQUE, message).tensor(with.name()));
+            }
+        }
+    }
+}
+
+/// Siblings that tell that a weight is stored packed, with the scheme that packs it so.
+const PACKED: &[(&str, &str)] = &[
+    ("qweight", "GPTQ or AWQ"),
+    ("weight_packed", "compressed-tensors"),
+    ("weight.absmax", "bitsandbytes"),
+    ("weight_blocks", "MXFP4"),
+    ("weight.quant_state.bitsandbytes__nf4", "bitsandbytes"),
+];
+
+const UNPACKED_BASE: &str = "merge into the unquantised base, then quantise the result";
+
+/// The target is not there, but its packed form is.
+fn packed_form(base: &Checkpoint, name: &str) -> Option<Diagnostic> {
+    let stem = name.strip_suffix("weight")?;
+    let (suffix, scheme) = PACKED.iter().find(|(suffix, _)| base.info(&format!("{stem}{suffix}")).is_some())?;
+    let message = format!("the base holds {:?}: it is quantised ({scheme}) and cannot be merged into", format!("{stem}{suffix}"));
+    Some(Diagnostic::new(rules::BASE_DTYPE, message).tensor(name).help(UNPACKED_BASE))
+}
+
+fn packed_dtype(name: &str, info: &TensorInfo, base: &Checkpoint) -> Diagnostic {
+    let message = format!("{name:?} is {} in the base: cannot merge into a packed or quantised dtype", info.dtype);
+    Diagnostic::new(rules::BASE_DTYPE, message).file(base.path()).tensor(name).help(UNPACKED_BASE)
+}

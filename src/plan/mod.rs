@@ -1,0 +1,18 @@
+//! Everything that a merge will do, known before the first byte is written. Binding proves that each part of an adapter fits one
+//! tensor of the base; the plan lays out every output file from that proof. Headers and shapes only: no tensor bytes are read
+//! here. Fields are private, and the executor accepts nothing else, so a merge of an unchecked pair cannot be written down.
+
+mod bind;
+mod layout;
+mod options;
+mod rename;
+mod shape;
+mod tied;
+
+pub use bind::{Binding, Ignored};
+pub use layout::Plan;
+pub(crate) use layout::{Change, CopyRange, Head, Origin, OutShard};
+pub use options::{BindOptions, Weighted};
+pub use rename::Renaming;
+pub(crate) use shape::Contribution;
+pub(crate) use shape::Panel;

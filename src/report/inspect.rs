@@ -1,0 +1,113 @@
+//! The report of `inspect`.
+
+use serde::Serialize;
+
+use super::Note;
+
+/// What a file or folder is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "kind", rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum InspectReport {
+    /// An adapter.
+    Adapter(AdapterReport),
+    /// A checkpoint.
+    Checkpoint(CheckpointReport),
+}
+
+/// What an adapter is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct AdapterReport {
+    /// As given.
+    pub path: String,
+    /// Its dialect.
+    pub dialect: &'static str,
+    /// Name of the base that the trainer wrote, for people.
+    pub base_name: Option<String>,
+    /// Structure root of the base, if the adapter states it.
+    pub base_structure: Option<String>,
+    /// Parameters in all factors and replacements.
+    pub parameters: u64,
+    /// Bytes of all factors and replacements.
+    pub bytes: u64,
+    /// Low-rank updates, sorted by tensor.
+    pub targets: Vec<TargetReport>,
+    /// Full tensors, sorted by tensor.
+    pub replacements: Vec<ReplacementReport>,
+    /// The steps of its history: verb and tool.
+    pub lineage: Vec<String>,
+    /// What is worth saying.
+    pub warnings: Vec<Note>,
+}
+
+/// One low-rank update.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct TargetReport {
+    /// The base tensor.
+    pub tensor: String,
+    /// `linear`, `linear_transposed`, `linear_undeclared` or `embedding`.
+    pub kind: &'static str,
+    /// Outputs of the layer: rows of B.
+    pub out: u64,
+    /// Inputs of the layer: columns of A.
+    #[serde(rename = "in")]
+    pub inner: u64,
+    /// Rank.
+    pub rank: u64,
+    /// Alpha.
+    pub alpha: f64,
+    /// Scaling rule.
+    pub rule: &'static str,
+    /// Effective scale.
+    pub scale: f64,
+    /// Dtype of A and B.
+    pub dtype: (String, String),
+    /// The adapter updates the bias of the layer as well.
+    pub bias: bool,
+    /// ‖scale · B·A‖ (Frobenius); only on request, since the factors must be read.
+    pub norm: Option<f64>,
+}
+
+/// One full tensor.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct ReplacementReport {
+    /// The base tensor.
+    pub tensor: String,
+    /// Dtype.
+    pub dtype: String,
+    /// Shape.
+    pub shape: Vec<u64>,
+}
+
+/// What a checkpoint is.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct CheckpointReport {
+    /// As given.
+    pub path: String,
+    /// `model_type` of config.json.
+    pub model_type: Option<String>,
+    /// Files of weights: name, bytes, tensors.
+    pub files: Vec<(String, u64, u64)>,
+    /// Tensors in all files.
+    pub tensors: u64,
+    /// Parameters in all files.
+    pub parameters: u64,
+    /// Bytes of all files.
+    pub bytes: u64,
+    /// Dtype, tensors, parameters; most parameters first.
+    pub dtypes: Vec<(String, u64, u64)>,
+    /// The two names of the tied embedding, if the model ties it.
+    pub tied: Option<(String, String)>,
+    /// How the weights are quantised, by config.json.
+    pub quantization: Option<String>,
+    /// Structure root.
+    pub structure: String,
+    /// Every tensor: name, dtype, shape. Only on request.
+    pub listing: Option<Vec<(String, String, Vec<u64>)>>,
+    /// What is worth saying.
+    pub warnings: Vec<Note>,
+}

@@ -1,0 +1,132 @@
+//! The report of a merge, and of its dry run.
+
+use serde::Serialize;
+
+use super::Note;
+
+/// What a merge did, or would do.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct MergeReport {
+    /// The base, as given.
+    pub base: String,
+    /// The output; for a dry run where it would go.
+    pub output: String,
+    /// True if nothing was written.
+    pub dry_run: bool,
+    /// The adapters, in the order in which they are added.
+    pub adapters: Vec<AdapterUse>,
+    /// The counts, which balance.
+    pub balance: Balance,
+    /// Every tensor that is not a copy, in the order of the files.
+    pub tensors: Vec<TensorReport>,
+    /// Adapter tensors that a flag left out.
+    pub ignored: Vec<IgnoredReport>,
+    /// Small files that were copied along.
+    pub files_copied: Vec<String>,
+    /// Files of the base folder that were left behind, with the reason.
+    pub files_left: Vec<(String, String)>,
+    /// Bytes of weights written.
+    pub bytes: u64,
+    /// Bytes of memory that buffers take at most, all threads together.
+    pub memory: u64,
+    /// `config.json` was changed to say that embeddings are not tied.
+    pub untied: bool,
+    /// What is worth saying.
+    pub warnings: Vec<Note>,
+}
+
+/// One adapter of a merge.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct AdapterUse {
+    /// The adapter, as given.
+    pub path: String,
+    /// Its dialect.
+    pub dialect: &'static str,
+    /// The weight that it was given.
+    pub weight: f64,
+    /// The prefix that its names have and the one that the base has instead, if they differ.
+    pub renaming: Option<(String, String)>,
+    /// What is known of the base: `verified` (the adapter names this base by digest), `unverified` (it names none by digest),
+    /// `mismatch` (it names another one, and the user allowed that).
+    pub base_identity: &'static str,
+}
+
+/// The balance: every adapter tensor is applied or ignored by a named flag, every tensor of the output is accounted for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
+pub struct Balance {
+    /// Tensors in all adapters: factors, bias updates, replacements.
+    pub adapter_tensors: u64,
+    /// Of these, applied.
+    pub applied: u64,
+    /// Of these, left out by a flag or by a weight of 0.
+    pub ignored: u64,
+    /// Tensors in the base.
+    pub base_tensors: u64,
+    /// Of these, copied byte for byte.
+    pub copied: u64,
+    /// Of these, updated or replaced.
+    pub modified: u64,
+    /// Tensors of the output that the base does not have.
+    pub added: u64,
+}
+
+/// One tensor that is not a copy.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct TensorReport {
+    /// Its name in the base and in the output.
+    pub tensor: String,
+    /// The file of the output that holds it.
+    pub file: String,
+    /// Its dtype, the same in base and output.
+    pub dtype: String,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// `update`, `replace`, `replace+update`, or `untie` (a copy under a second name).
+    pub action: &'static str,
+    /// The base has no tensor of this name.
+    pub added: bool,
+    /// What was added to it.
+    pub contributions: Vec<ContributionReport>,
+    /// ‖ΔW‖ / ‖W‖, Frobenius norms. `None` in a dry run, and where W is zero.
+    pub relative_norm: Option<f64>,
+    /// ⟨M − W, ΔW⟩ / ‖ΔW‖²: the share of the update that survived rounding; 1 is all of it. `None` in a dry run, or without update.
+    pub gain: Option<f64>,
+    /// Values whose bits changed. `None` in a dry run.
+    pub changed: Option<u64>,
+    /// Values in the tensor.
+    pub elements: u64,
+}
+
+/// What one adapter adds to one tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct ContributionReport {
+    /// Index into [`MergeReport::adapters`].
+    pub adapter: usize,
+    /// Rank of the update.
+    pub rank: u64,
+    /// What multiplies B·A: weight times effective scale.
+    pub scale: f64,
+}
+
+/// An adapter tensor that was left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct IgnoredReport {
+    /// The tensor in the adapter's file.
+    pub tensor: String,
+    /// The flag that asked for it.
+    pub flag: String,
+}
+
+impl MergeReport {
+    /// Values in all updated tensors, and how many of them changed.
+    pub fn changed(&self) -> (u64, u64) {
+        let updated = self.tensors.iter().filter(|t| !t.contributions.is_empty());
+        updated.fold((0, 0), |(all, changed), t| (all + t.elements, changed + t.changed.unwrap_or(0)))
+    }
+}

@@ -1,0 +1,47 @@
+//! What the verbs found out, as plain values. Text and JSON are two renderings of the same value; nothing here prints. The JSON
+//! form is a documented protocol (`docs/json.md`): members are added, never renamed or removed, within one schema number.
+
+mod convert;
+mod inspect;
+mod merge;
+mod validate;
+
+pub use convert::ConvertReport;
+pub use inspect::{AdapterReport, CheckpointReport, InspectReport, ReplacementReport, TargetReport};
+pub use merge::{AdapterUse, Balance, ContributionReport, IgnoredReport, MergeReport, TensorReport};
+pub use validate::{Check, ValidateReport};
+
+use serde::Serialize;
+
+use crate::error::Diagnostic;
+
+/// A warning, or one of the things that an error consists of.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Note {
+    /// Rule id.
+    pub rule: &'static str,
+    /// What was found.
+    pub message: String,
+    /// File, as the caller named it.
+    pub file: Option<String>,
+    /// Tensor or JSON key.
+    pub tensor: Option<String>,
+    /// Byte offset.
+    pub offset: Option<u64>,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+impl From<&Diagnostic> for Note {
+    fn from(diagnostic: &Diagnostic) -> Self {
+        Note {
+            rule: diagnostic.rule().id,
+            message: diagnostic.message().to_owned(),
+            file: diagnostic.place().file.as_ref().map(|f| f.display().to_string()),
+            tensor: diagnostic.place().tensor.clone(),
+            offset: diagnostic.place().offset,
+            help: diagnostic.help_text().map(str::to_owned),
+        }
+    }
+}

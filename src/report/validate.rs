@@ -1,0 +1,31 @@
+//! The report of `validate`: what was checked, and what was found worth saying. What is wrong is an error, not a report.
+
+use serde::Serialize;
+
+use super::Note;
+
+/// What was checked, all of it in order.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct ValidateReport {
+    /// As given.
+    pub path: String,
+    /// `adapter` or `checkpoint`.
+    pub kind: &'static str,
+    /// The checks that were made.
+    pub checks: Vec<Check>,
+    /// What is worth saying.
+    pub warnings: Vec<Note>,
+}
+
+/// One check that passed, or could not be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct Check {
+    /// What was checked.
+    pub name: &'static str,
+    /// `ok`, or `none` if the file has nothing to check against.
+    pub outcome: &'static str,
+    /// Figures.
+    pub detail: String,
+}

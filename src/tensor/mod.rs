@@ -1,0 +1,14 @@
+//! What a named tensor is, before anyone knows what it means: dtype, shape with checked sizes, and a source that bytes are read
+//! from. No files here, and no LoRA.
+
+mod shape;
+mod source;
+
+pub use safetensors::Dtype;
+pub use shape::Shape;
+pub use source::{MemorySource, TensorInfo, TensorSource};
+
+/// True for the dtypes that are widened exactly to f64 and rounded back: F64, F32, F16, BF16.
+pub fn is_plain_float(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
+}

@@ -62,8 +62,9 @@ pub use adapter::{
     Adapter, AdapterParts, BaseIdentity, BiasDelta, Factor, Kind, Lineage, LineageInput, Orientation, Replacement, Scaling,
     ScalingRule, Target,
 };
-pub use checkpoint::Checkpoint;
+pub use checkpoint::{Checkpoint, Companion, ModelConfig, Shard, Tie, TieReason};
 pub use codec::safetensors::{SafetensorsFile, Strictness};
+pub use codec::shards::ShardIndex;
 pub use error::{Class, Diagnostic, Error, Place, Result};
 pub use exec::{ExecOptions, Progress};
 pub use io::{Overwrite, ReadMode};

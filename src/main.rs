@@ -1,3 +1,5 @@
-//! The command line comes with the next commits.
+//! The `loratool` binary: everything is in the library.
 
-fn main() {}
+fn main() -> std::process::ExitCode {
+    loratool::cli::main()
+}

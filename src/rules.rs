@@ -81,6 +81,7 @@ rules! {
     BLOB_DIGEST       = "K-012", Integrity, "a file named by a digest has that digest";
     INDEX_LIMIT       = "K-013", Limit,  "the index is within its limits of size and of entries";
     CASE_DISTINCT     = "K-014", Format, "shard names differ by more than case";
+    CONFIG_READABLE   = "K-015", Format, "config.json, if present, is a JSON object";
     // --- A: the adapter ------------------------------------------------------------------------------------------
     FACTORS_PAIRED    = "A-001", Mismatch, "factors come in pairs";
     RANK_AGREES       = "A-002", Mismatch, "both factors have one rank, and it is at least 1";

@@ -86,7 +86,7 @@ def document(data, rule, twice):
     value, end = parse_json(text, rule, len(text) - len(text.lstrip(" \t\r\n")))
     need(not text[end:].strip(" \t\r\n"), rule, "more after the object")
     need(isinstance(value, dict), rule, "not an object")
-    need(not repeated(value), twice, "a key occurs twice")
+    need(not twice or not repeated(value), twice, "a key occurs twice")
     return value
 
 
@@ -204,9 +204,10 @@ def check_adapter(file, targets, replacements, warn):
         warn += ["A-007"] if formula(t) > 1000 else []
     for _, name in replacements:
         need(file.tensors[name][0] in (*FLOATS, "BF16"), "A-005", name)
-    changed = [t["tensor"] for t in targets] + [t["bias"]["tensor"] for t in targets if "bias" in t] + [r for r, _ in replacements]
-    need(len(changed) == len(set(changed)), "A-009")
-    need(changed, "A-012")
+    updated = [t["tensor"] for t in targets] + [t["bias"]["tensor"] for t in targets if "bias" in t]
+    replaced = [tensor for tensor, _ in replacements]
+    need(len(updated) == len(set(updated)) and len(replaced) == len(set(replaced)), "A-009")
+    need(updated or replaced, "A-012")
 
 
 def check_finite(file):
@@ -356,7 +357,8 @@ def peft_parts(file, config, warn):
                 pairs.setdefault(module, {})[part] = name
             continue
         need(parts[-1] not in ("lora_A", "lora_B") and not any(p.startswith(OTHER_METHODS) for p in parts[-3:]), "A-010", name)
-        need(parts[-2:] == ["base_layer", "bias"] or parts[-2] not in ("base_layer", "original_module"), "A-010", name)
+        own = len(parts) > 2 and parts[-2] == "base_layer" and parts[-1] in ("weight", "bias")
+        need(own or parts[-2] not in ("base_layer", "original_module"), "A-010", name)
         full[name] = re.sub(r"\.modules_to_save\.[^.]+\.", ".", path)
     need(len(adapters) <= 1, "P-012", str(adapters))
     return pairs, biases, full
@@ -396,12 +398,15 @@ def read_peft(folder, warn):
     need(set(biases) <= set(pairs), "A-001")
     bias, saved = config.get("bias", "none"), (config.get("modules_to_save") or []) + TASKS.get(config.get("task_type"), [])
     for name, tensor in full.items():
-        is_bias = re.fullmatch(r"(.*?)(\.base_layer)?\.bias", tensor)
+        own = re.fullmatch(r"(.*)\.base_layer\.(weight|bias)", tensor)
+        tensor = f"{own[1]}.{own[2]}" if own else tensor
+        module, _, leaf = tensor.rpartition(".")
         parents = [tensor[:dot.start()] for dot in re.finditer(r"\.", tensor)]
         announced = any(m and parent.endswith(m) for m in saved for parent in parents)
-        announced = announced or is_bias and (bias == "all" or bias == "lora_only" and is_bias[1] in pairs)
+        announced = announced or leaf == "bias" and (bias == "all" or bias == "lora_only" and module in pairs)
+        announced = announced or own and leaf == "weight" and module in pairs
         need(announced, "P-011" if re.search(r"(^|\.)lora_", tensor) else "P-013", name)
-        replacements.append((is_bias[1] + ".bias" if is_bias else tensor, name))
+        replacements.append((tensor, name))
     for t in targets:  # shapes first, then what the config says of them
         a, b = file.shape(t["a"]), file.shape(t["b"])
         need(len(a) == len(b) == 2, "A-004", t["a"])
@@ -421,7 +426,20 @@ def read_peft(folder, warn):
 
 
 # --- checkpoints: checkpoint.md ----------------------------------------------------------------------------------------------
+def model_config(folder, warn):
+    """config.json: nothing of it is needed here, but what is wrong with it is reported."""
+    path = os.path.join(folder, "config.json")
+    try:
+        if os.path.isfile(path):
+            config = document(open(path, "rb").read(), "K-015", None)
+            parts = [config, config.get("text_config"), config.get("quantization_config")]
+            need(not any(getattr(part, "twice", None) for part in parts) and os.path.getsize(path) <= 1 << 20, "K-015")
+    except Broken as e:
+        warn.append(e.rule)
+
+
 def read_checkpoint(path, warn):
+    model_config(path if os.path.isdir(path) else os.path.dirname(path), warn)
     if os.path.isfile(path):
         return File(open(path, "rb").read(), warn)
     entries = sorted(os.listdir(path)) if os.path.isdir(path) else []

@@ -91,9 +91,12 @@ impl ModelConfig {
     fn read_file(path: &Path, limits: &Limits) -> Result<Self> {
         let fail = |rule, message: String| Error::new(rule, message).file(path);
         let Some(bytes) = io::read_small(path, limits.config_bytes)? else {
-            return Err(fail(rules::CONFIG_LIMIT, format!("the config has more than {} bytes, the limit", limits.config_bytes)));
+            return Err(fail(
+                rules::CONFIG_READABLE,
+                format!("the config has more than {} bytes, the limit", limits.config_bytes),
+            ));
         };
-        let text = String::from_utf8(bytes).map_err(|_| fail(rules::CONFIG_ENCODING, "the config is not UTF-8".into()))?;
+        let text = String::from_utf8(bytes).map_err(|_| fail(rules::CONFIG_READABLE, "the config is not UTF-8".into()))?;
         let mut config = Self::parse(&text).map_err(|(rule, message)| fail(rule, message))?;
         config.text = Some(text);
         Ok(config)
@@ -123,10 +126,10 @@ struct Facts<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'a> Facts<'a> {
     fn of(text: &'a str) -> Result<Self, (&'static rules::Rule, String)> {
-        let found = members(text).map_err(|e| (rules::CONFIG_ENCODING, format!("the config is not a JSON object: {e}")))?;
+        let found = members(text).map_err(|e| (rules::CONFIG_READABLE, format!("the config is not a JSON object: {e}")))?;
         let mut seen = HashSet::new();
         if let Some(twice) = found.iter().find(|m| !seen.insert(m.key.as_ref())) {
-            return Err((rules::CONFIG_UNIQUE, format!("{:?} occurs twice in the config", twice.key)));
+            return Err((rules::CONFIG_READABLE, format!("{:?} occurs twice in the config", twice.key)));
         }
         drop(seen);
         Ok(Facts(found.into_iter().map(|m| (m.key.into_owned(), m.value)).collect()))
@@ -170,11 +173,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let limits = Limits { config_bytes: 16, ..Limits::default() };
         let broken = ["{\"a\":Infinity}", "", "{\"a\":1,\"a\":2}", "{\"a\":1}          "];
-        for (text, rule) in broken.into_iter().zip(["P-001", "P-001", "P-002", "P-005"]) {
+        for text in broken {
             std::fs::write(folder.path().join(NAME), text).unwrap();
             let mut warnings = Vec::new();
             let config = ModelConfig::read(folder.path(), &limits, &mut warnings);
-            assert_eq!((config.text(), warnings[0].rule().id), (None, rule));
+            assert_eq!((config.text(), warnings[0].rule().id), (None, "K-015"));
         }
     }
 

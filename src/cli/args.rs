@@ -11,7 +11,7 @@ use super::signals::OnSignal;
 
 /// Inspect, validate, merge and convert LoRA adapters: exactly, or refused by name.
 #[derive(Debug, Parser)]
-#[command(name = "loratool", version, color = ColorChoice::Never, max_term_width = 100, arg_required_else_help = true)]
+#[command(name = "loratool", version, color = ColorChoice::Never, max_term_width = 80, arg_required_else_help = true)]
 #[command(subcommand_required = true, propagate_version = false, after_help = MAIN_EXAMPLES)]
 pub(super) struct Cli {
     #[command(flatten)]
@@ -27,10 +27,14 @@ Examples:
   loratool merge ./model --adapter ./adapter -o ./merged
   loratool convert ./adapter -o adapter.safetensors --to container
 
-Exit codes: 0 done, 2 usage, 3 a file breaks its format, 4 files do not fit together, 5 values, 6 input or output,
-7 a limit, 8 output in use, 9 a digest does not match, 70 a bug, 128 + signal when interrupted.";
+Exit codes:
+  0 done             4 files do not fit together   7 a limit is reached
+  2 usage            5 values (NaN, overflow)      8 the output is in use
+  3 a file's format  6 input or output             9 a digest does not match
+  70 a bug           128 + signal number: interrupted, after cleaning up";
 
 #[derive(Debug, Args)]
+#[command(next_help_heading = "What is printed")]
 pub(super) struct Common {
     /// Print one JSON object on standard output, for success and for errors
     #[arg(long, global = true)]
@@ -121,7 +125,8 @@ Examples:
   loratool validate ./adapter --base ./model   is this the model that it fits?
   loratool validate ./model --values           is every weight a number?
 
-The exit code is 0 if everything that was checked is in order, and otherwise says what kind of thing is not (see loratool --help).";
+The exit code is 0 if everything that was checked is in order, and otherwise
+says what kind of thing is not: see loratool --help.";
 
 /// Merge adapters into a base checkpoint
 #[derive(Debug, Args)]
@@ -152,10 +157,10 @@ pub(super) struct MergeArgs {
     #[command(flatten)]
     pub bind: BindArgs,
     /// Threads to compute on [default: one per core]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", help_heading = "How it runs")]
     pub threads: Option<NonZeroUsize>,
     /// Map the input files into memory instead of reading them; no other program may shorten them meanwhile
-    #[arg(long)]
+    #[arg(long, help_heading = "How it runs")]
     pub mmap: bool,
     /// Bytes of weights that one thread works on at a time, such as 1MiB
     #[arg(long, value_name = "BYTES", hide = true)]
@@ -167,13 +172,14 @@ pub(super) struct MergeArgs {
 
 const MERGE_EXAMPLES: &str = "\
 Examples:
-  loratool merge ./model --adapter ./adapter -o ./merged --dry-run   what would be done
+  loratool merge ./model --adapter ./adapter -o ./merged --dry-run
   loratool merge ./model --adapter ./adapter -o ./merged
   loratool merge ./model --adapter ./style:0.7 --adapter ./task -o ./merged
-  loratool merge ./merged --adapter ./adapter:-1 -o ./restored       subtract it, up to rounding
+  loratool merge ./merged --adapter ./adapter:-1 -o ./restored
 
-The weight is what follows the last ':' of PATH[:WEIGHT], unless a file of that whole name exists.
-The output appears whole or not at all; the base and the adapters are only read.";
+The weight is what follows the last ':' of PATH[:WEIGHT], unless a file of that
+whole name exists. Weight -1 subtracts an adapter, up to rounding. The output
+appears whole or not at all; the base and the adapters are only read.";
 
 /// Write an adapter in another format, bit for bit
 #[derive(Debug, Args)]

@@ -47,10 +47,20 @@ impl Finished {
 /// The report of a verb.
 #[derive(Debug)]
 pub(super) enum Found {
-    Inspect(InspectReport, Option<Fit>),
+    Inspect(Inspected),
     Validate(ValidateReport),
     Merge(MergeReport),
     Convert(ConvertReport),
+}
+
+/// What `inspect` found.
+#[derive(Debug)]
+pub(super) struct Inspected {
+    pub report: InspectReport,
+    /// How the adapter fits a base, if one was given.
+    pub fit: Option<Fit>,
+    /// Text lists every target on its own. JSON always does.
+    pub every_target: bool,
 }
 
 /// How an inspected adapter fits a base.
@@ -74,10 +84,13 @@ impl Found {
     /// Every warning of the report, in order.
     pub(super) fn warnings(&self) -> Vec<&Note> {
         match self {
-            Found::Inspect(InspectReport::Adapter(report), fit) => {
-                report.warnings.iter().chain(fit.iter().flat_map(|fit| &fit.warnings)).collect()
+            Found::Inspect(Inspected { report, fit, .. }) => {
+                let own = match report {
+                    InspectReport::Adapter(report) => &report.warnings,
+                    InspectReport::Checkpoint(report) => &report.warnings,
+                };
+                own.iter().chain(fit.iter().flat_map(|fit| &fit.warnings)).collect()
             }
-            Found::Inspect(InspectReport::Checkpoint(report), _) => report.warnings.iter().collect(),
             Found::Validate(report) => report.warnings.iter().collect(),
             Found::Merge(report) => report.warnings.iter().collect(),
             Found::Convert(report) => report.warnings.iter().collect(),

@@ -1,6 +1,6 @@
 //! Carries out a job: opens the files, calls the library, hands back what it found. Nothing is printed here but progress.
 
-use super::finish::{Finished, Fit, Found};
+use super::finish::{Finished, Fit, Found, Inspected};
 use super::job::{ConvertJob, InspectJob, Job, MergeJob, ValidateJob};
 use super::progress::Watch;
 use super::signals::Signals;
@@ -24,22 +24,33 @@ pub(super) fn run(job: &Job, signals: &Signals, show_progress: bool) -> Finished
 
 /// An adapter that does not fit is still an adapter: what it is is shown with what is wrong.
 fn run_inspect(job: &InspectJob) -> Finished {
-    let inspected = || -> Result<(InspectReport, Option<Result<Fit>>)> {
-        if sniff::kind(&job.path, &job.open.limits) == Kind::Checkpoint {
-            refuse_base(&job.base)?;
-            let base = open_checkpoint_with(&job.path, &job.open)?;
-            return Ok((InspectReport::Checkpoint(inspect_checkpoint(&base, &job.options)), None));
-        }
-        let adapter = open_adapter_with(&job.path, &job.open)?;
-        let report = InspectReport::Adapter(inspect_adapter(&adapter, &job.options)?);
-        Ok((report, job.base.is_some().then(|| fit(job, &adapter))))
+    let checkpoint = sniff::kind(&job.path, &job.open.limits) == Kind::Checkpoint;
+    let inspected = if checkpoint { checkpoint_report(job) } else { adapter_report(job) };
+    let (report, fit) = match inspected {
+        Ok(inspected) => inspected,
+        Err(error) => return Finished::failed(error),
     };
-    match inspected() {
-        Err(error) => Finished::failed(error),
-        Ok((report, None)) => Finished::found(Found::Inspect(report, None)),
-        Ok((report, Some(Ok(fit)))) => Finished::found(Found::Inspect(report, Some(fit))),
-        Ok((report, Some(Err(error)))) => Finished { found: Some(Found::Inspect(report, None)), error: Some(error) },
-    }
+    let (fit, error) = match fit.transpose() {
+        Ok(fit) => (fit, None),
+        Err(error) => (None, Some(error)),
+    };
+    let found = Found::Inspect(Inspected { report, fit, every_target: job.options.listing });
+    Finished { found: Some(found), error }
+}
+
+/// What was found, and how it fits a base if one was given.
+type Inspection = Result<(InspectReport, Option<Result<Fit>>)>;
+
+fn checkpoint_report(job: &InspectJob) -> Inspection {
+    refuse_base(&job.base)?;
+    let base = open_checkpoint_with(&job.path, &job.open)?;
+    Ok((InspectReport::Checkpoint(inspect_checkpoint(&base, &job.options)), None))
+}
+
+fn adapter_report(job: &InspectJob) -> Inspection {
+    let adapter = open_adapter_with(&job.path, &job.open)?;
+    let report = InspectReport::Adapter(inspect_adapter(&adapter, &job.options)?);
+    Ok((report, job.base.is_some().then(|| fit(job, &adapter))))
 }
 
 fn fit(job: &InspectJob, adapter: &Adapter) -> Result<Fit> {

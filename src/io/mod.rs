@@ -6,7 +6,7 @@ mod map;
 mod publish;
 mod source;
 
-pub(crate) use digest::{ContentRoot, Hex, structure_digest, tensor_digest};
+pub(crate) use digest::{ContentRoot, structure_digest, tensor_digest};
 pub use publish::Overwrite;
 pub(crate) use publish::{OutputKind, Staging, check_output, free_space, write_error};
 pub use source::ReadMode;

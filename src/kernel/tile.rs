@@ -3,7 +3,7 @@
 //! A tile is a block of rows of W, `(rows, cols)`. For each adapter there is a left factor L `(rows, rank)` and a right factor
 //! R `(rank, cols)`, both widened to f64: for a linear layer L is rows of B and R is A; the other kinds transpose while loading.
 
-use super::float::{Float, Format};
+use super::float::{BF16, F16, Float, Format};
 
 /// The contribution of one adapter: `scale · L · R`.
 #[derive(Debug, Clone, Copy)]
@@ -35,6 +35,13 @@ pub(crate) struct Tile<'a> {
     pub(crate) keep_nonfinite: bool,
 }
 
+/// How many values differ in each of the narrower formats.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Narrower {
+    pub(crate) bf16: u64,
+    pub(crate) f16: u64,
+}
+
 /// Sums over a tile. D is the wanted update before rounding, M the result.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(crate) struct Sums {
@@ -46,6 +53,8 @@ pub(crate) struct Sums {
     pub(crate) applied: f64,
     /// Values whose bits changed.
     pub(crate) changed: u64,
+    /// Values of an F32 or F64 result that would still differ from the base if both were rounded to BF16, and to F16.
+    pub(crate) changed_in: Narrower,
     /// Results that are not finite. The caller looks for the first one.
     pub(crate) nonfinite: u64,
     /// Base values that are not finite and were left alone.
@@ -59,6 +68,8 @@ impl Sums {
         self.delta += other.delta;
         self.applied += other.applied;
         self.changed += other.changed;
+        self.changed_in.bf16 += other.changed_in.bf16;
+        self.changed_in.f16 += other.changed_in.f16;
         self.nonfinite += other.nonfinite;
         self.kept += other.kept;
     }
@@ -146,9 +157,24 @@ fn block<F: Format, G: Format, const N: usize>(
         sums.delta[lane] += d * d;
         sums.applied[lane] += moved * d;
         sums.changed[lane] += u64::from(m.to_bits() != w.to_bits());
+        if G::SIZE > 2 {
+            sums.changed_bf16[lane] += u64::from(differ::<BF16>(w, m));
+            sums.changed_f16[lane] += u64::from(differ::<F16>(w, m));
+        }
         sums.nonfinite[lane] += u64::from(nonfinite);
         sums.kept[lane] += kept;
     }
+}
+
+/// Do two values differ after rounding to a 16-bit format?
+#[inline(always)]
+fn differ<H: Format>(w: f64, m: f64) -> bool {
+    let bits = |value| {
+        let mut raw = [0; 2];
+        H::store(value, &mut raw);
+        raw
+    };
+    bits(w) != bits(m)
 }
 
 /// Independent partial sums, so that the compiler may keep them in vector registers.
@@ -160,6 +186,8 @@ struct Lanes {
     delta: [f64; LANES],
     applied: [f64; LANES],
     changed: [u64; LANES],
+    changed_bf16: [u64; LANES],
+    changed_f16: [u64; LANES],
     nonfinite: [u64; LANES],
     kept: [u64; LANES],
 }
@@ -171,6 +199,7 @@ impl Lanes {
             delta: self.delta.iter().sum(),
             applied: self.applied.iter().sum(),
             changed: self.changed.iter().sum(),
+            changed_in: Narrower { bf16: self.changed_bf16.iter().sum(), f16: self.changed_f16.iter().sum() },
             nonfinite: self.nonfinite.iter().sum(),
             kept: self.kept.iter().sum(),
         }

@@ -12,9 +12,9 @@ use crate::io::{OutputKind, Overwrite, ReadMode, Staging, check_output, free_spa
 use crate::kernel::Sums;
 use crate::limits::Limits;
 use crate::plan::{BindOptions, Binding, Change, Origin, Plan, Weighted};
-use crate::report::{AdapterUse, Balance, ContributionReport, IgnoredReport, MergeReport, Note, TensorReport};
+use crate::report::{AdapterUse, Balance, ContributionReport, IgnoredReport, MergeReport, Narrowed, Note, TensorReport};
 use crate::rules;
-use crate::tensor::{TensorInfo, TensorSource};
+use crate::tensor::{Dtype, TensorInfo, TensorSource};
 
 /// How to merge. `Default` is strict and uses all cores.
 #[derive(Debug, Clone, Default)]
@@ -226,6 +226,7 @@ fn tensor_report(change: &Change<'_>, file: &str) -> TensorReport {
         relative_norm: None,
         gain: None,
         changed: None,
+        changed_if_narrowed: None,
         elements: change.info.shape.elements(),
     }
 }
@@ -235,6 +236,8 @@ fn fill_in(report: &mut MergeReport, plan: &Plan<'_>, outcome: &Outcome) {
     let mut faint = Vec::new();
     for ((tensor, sums), change) in report.tensors.iter_mut().zip(&outcome.sums).zip(plan.changes()) {
         tensor.changed = Some(sums.changed);
+        let wide = matches!(change.info.dtype, Dtype::F32 | Dtype::F64) && !change.contributions.is_empty();
+        tensor.changed_if_narrowed = wide.then_some(Narrowed { bf16: sums.changed_in.bf16, f16: sums.changed_in.f16 });
         tensor.relative_norm = ratio(sums.delta.sqrt(), sums.base.sqrt());
         tensor.gain = if change.contributions.is_empty() { None } else { ratio(sums.applied, sums.delta) };
         if tensor.gain.is_some_and(|gain| gain < GAIN_WARNING) {

@@ -97,8 +97,21 @@ pub struct TensorReport {
     pub gain: Option<f64>,
     /// Values whose bits changed. `None` in a dry run.
     pub changed: Option<u64>,
+    /// For an F32 or F64 tensor that was updated: values that would still differ from the base if the checkpoint were stored in a
+    /// 16-bit format later. `None` in a dry run and for other tensors.
+    pub changed_if_narrowed: Option<Narrowed>,
     /// Values in the tensor.
     pub elements: u64,
+}
+
+/// Values that differ from the base once both are rounded to a 16-bit format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[non_exhaustive]
+pub struct Narrowed {
+    /// In BF16.
+    pub bf16: u64,
+    /// In F16.
+    pub f16: u64,
 }
 
 /// What one adapter adds to one tensor.
@@ -128,5 +141,15 @@ impl MergeReport {
     pub fn changed(&self) -> (u64, u64) {
         let updated = self.tensors.iter().filter(|t| !t.contributions.is_empty());
         updated.fold((0, 0), |(all, changed), t| (all + t.elements, changed + t.changed.unwrap_or(0)))
+    }
+
+    /// How many values of the F32 and F64 tensors that were updated would differ in a 16-bit format, and how many values they have;
+    /// `None` if there are none.
+    pub fn changed_if_narrowed(&self) -> Option<(u64, Narrowed)> {
+        let wide: Vec<_> = self.tensors.iter().filter_map(|t| Some((t.elements, t.changed_if_narrowed?))).collect();
+        let sum = |all: (u64, Narrowed), (n, x): &(u64, Narrowed)| {
+            (all.0 + n, Narrowed { bf16: all.1.bf16 + x.bf16, f16: all.1.f16 + x.f16 })
+        };
+        (!wide.is_empty()).then(|| wide.iter().fold((0, Narrowed::default()), sum))
     }
 }

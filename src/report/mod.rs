@@ -8,7 +8,7 @@ mod validate;
 
 pub use convert::ConvertReport;
 pub use inspect::{AdapterReport, CheckpointReport, InspectReport, ReplacementReport, TargetReport};
-pub use merge::{AdapterUse, Balance, ContributionReport, IgnoredReport, MergeReport, TensorReport};
+pub use merge::{AdapterUse, Balance, ContributionReport, IgnoredReport, MergeReport, Narrowed, TensorReport};
 pub use validate::{Check, ValidateReport};
 
 use serde::Serialize;

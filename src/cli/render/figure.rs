@@ -51,6 +51,7 @@ pub(super) fn percent(part: u64, all: u64) -> String {
     let tenths = u128::from(part) * 1000 / u128::from(all);
     match tenths {
         0 if part > 0 => "<0.1".to_owned(),
+        0 => "0".to_owned(),
         _ if part == all => "100".to_owned(),
         _ => format!("{}.{}", tenths / 10, tenths % 10),
     }
@@ -63,7 +64,7 @@ pub(super) fn range(numbers: impl Iterator<Item = f64>, show: impl Fn(f64) -> St
         Some((low.min(x), high.max(x)))
     });
     match ends.map(|(low, high)| (show(low), show(high))) {
-        None => "-".to_owned(),
+        None => String::new(),
         Some((low, high)) if low == high => low,
         Some((low, high)) => format!("{low}-{high}"),
     }

@@ -51,6 +51,11 @@ impl Group {
         &self.facts
     }
 
+    /// How many layers.
+    pub(super) fn layer_count(&self) -> usize {
+        self.layers.len()
+    }
+
     /// The layers, as ranges: `0-11, 14`. Empty if the name has no number.
     pub(super) fn layers(&self) -> String {
         let mut ranges: Vec<(u64, u64)> = Vec::new();

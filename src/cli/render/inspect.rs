@@ -1,22 +1,22 @@
 //! The report of `inspect` as text: a few lines about the whole, then what it consists of, by kind of module.
 
-use super::super::finish::Fit;
+use super::super::finish::{Fit, Inspected};
 use super::group::{Group, group, labels};
 use super::table::{Column, WIDTH, render};
 use super::{escape, figure, line, plural};
-use crate::report::{AdapterReport, CheckpointReport, InspectReport, TargetReport};
+use crate::report::{AdapterReport, CheckpointReport, InspectReport, ReplacementReport, TargetReport};
 
 /// Files of a checkpoint that are listed; the rest is counted.
 const FILES_SHOWN: usize = 20;
 
-pub(super) fn text(report: &InspectReport, fit: Option<&Fit>) -> String {
-    match report {
-        InspectReport::Adapter(report) => adapter(report, fit),
+pub(super) fn text(inspected: &Inspected) -> String {
+    match &inspected.report {
+        InspectReport::Adapter(report) => adapter(report, inspected.fit.as_ref(), inspected.every_target),
         InspectReport::Checkpoint(report) => checkpoint(report),
     }
 }
 
-fn adapter(report: &AdapterReport, fit: Option<&Fit>) -> String {
+fn adapter(report: &AdapterReport, fit: Option<&Fit>, every_target: bool) -> String {
     let mut text = format!("{}: an adapter ({})\n", escape::inline(&report.path), report.dialect);
     line(&mut text, "base", report.base_name.as_deref().unwrap_or("not named"));
     if let Some(structure) = &report.base_structure {
@@ -46,15 +46,11 @@ fn adapter(report: &AdapterReport, fit: Option<&Fit>) -> String {
     }
     if !report.targets.is_empty() {
         text.push('\n');
-        // The facts are the same with full names, but nothing is taken together and nothing is cut.
-        text.push_str(&targets(report));
+        text.push_str(&if every_target { each_target(report) } else { targets(report) });
     }
     if !report.replacements.is_empty() {
-        let columns = [Column::Text("full tensor"), Column::Number("shape"), Column::Text("dtype")];
-        let rows: Vec<_> =
-            report.replacements.iter().map(|r| vec![r.tensor.clone(), figure::shape(&r.shape), r.dtype.clone()]).collect();
         text.push('\n');
-        text.push_str(&render(&columns, &rows, usize::MAX));
+        text.push_str(&replacements(report, every_target));
     }
     if let Some(fit) = fit {
         text.push('\n');
@@ -86,7 +82,7 @@ fn facts(target: &TargetReport) -> Vec<String> {
     ]
 }
 
-const TARGET_COLUMNS: [Column; 9] = [
+const TARGET_COLUMNS: [Column; 10] = [
     Column::Text("target"),
     Column::Text("layers"),
     Column::Number("n"),
@@ -94,25 +90,60 @@ const TARGET_COLUMNS: [Column; 9] = [
     Column::Number("rank"),
     Column::Number("alpha"),
     Column::Number("scale"),
+    Column::Number("|dW|"),
     Column::Text("dtype"),
     Column::Text("kind"),
 ];
+/// Place of `|dW|` among them.
+const NORM: usize = 7;
 
+/// One row for each kind of module.
 fn targets(report: &AdapterReport) -> String {
-    let norm = |members: &[usize]| {
-        let norms: Vec<f64> = members.iter().filter_map(|&i| report.targets.get(i)?.norm).collect();
-        if norms.is_empty() { String::new() } else { figure::range(norms.into_iter(), |x| figure::significant(x, 3)) }
-    };
-    let mut columns = TARGET_COLUMNS.to_vec();
-    columns.insert(7, Column::Number("|dW|"));
     let groups = group(report.targets.iter().map(|t| (t.tensor.as_str(), facts(t))));
     let row = |(label, group): (String, &Group)| {
         let mut row = vec![label, group.layers(), group.members.len().to_string()];
         row.extend_from_slice(group.facts());
-        row.insert(7, norm(&group.members));
+        let norms = group.members.iter().filter_map(|&i| report.targets.get(i)?.norm);
+        row.insert(NORM, norm(norms));
         row
     };
+    render(&TARGET_COLUMNS, &labels(&groups).into_iter().zip(&groups).map(row).collect::<Vec<_>>(), WIDTH)
+}
+
+/// One row for each target, under its full name, however wide.
+fn each_target(report: &AdapterReport) -> String {
+    let row = |target: &TargetReport| {
+        let mut row = vec![target.tensor.clone(), String::new(), String::new()];
+        row.extend(facts(target));
+        row.insert(NORM, norm(target.norm.into_iter()));
+        row
+    };
+    render(&TARGET_COLUMNS, &report.targets.iter().map(row).collect::<Vec<_>>(), usize::MAX)
+}
+
+/// Full tensors, by kind of module or each on its own.
+fn replacements(report: &AdapterReport, each: bool) -> String {
+    let facts = |r: &ReplacementReport| vec![figure::shape(&r.shape), r.dtype.clone()];
+    let columns = [
+        Column::Text("full tensor"),
+        Column::Text("layers"),
+        Column::Number("n"),
+        Column::Number("shape"),
+        Column::Text("dtype"),
+    ];
+    if each {
+        let row = |r: &ReplacementReport| [vec![r.tensor.clone(), String::new(), String::new()], facts(r)].concat();
+        return render(&columns, &report.replacements.iter().map(row).collect::<Vec<_>>(), usize::MAX);
+    }
+    let groups = group(report.replacements.iter().map(|r| (r.tensor.as_str(), facts(r))));
+    let row =
+        |(label, group): (String, &Group)| [&[label, group.layers(), group.members.len().to_string()], group.facts()].concat();
     render(&columns, &labels(&groups).into_iter().zip(&groups).map(row).collect::<Vec<_>>(), WIDTH)
+}
+
+/// Norms were read on request only; without them the column stays empty.
+fn norm(norms: impl Iterator<Item = f64>) -> String {
+    figure::range(norms, |x| figure::significant(x, 3))
 }
 
 fn fits(fit: &Fit) -> String {

@@ -4,7 +4,7 @@
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::super::finish::{Finished, Found};
+use super::super::finish::{Finished, Found, Inspected};
 use super::escape;
 use crate::report::Note;
 use crate::{Class, Error, rules};
@@ -16,7 +16,7 @@ const SCHEMA: u32 = 1;
 pub(in super::super) fn object(verb: Option<&str>, finished: &Finished, exit_code: u8) -> String {
     let mut object = envelope(verb);
     match &finished.found {
-        Some(Found::Inspect(report, fit)) => {
+        Some(Found::Inspect(Inspected { report, fit, .. })) => {
             object.insert("report".to_owned(), value(report));
             if let Some(fit) = fit {
                 object.insert("fit".to_owned(), value(fit));

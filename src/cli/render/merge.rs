@@ -2,7 +2,7 @@
 
 use super::group::{group, labels};
 use super::table::{Column, WIDTH, render};
-use super::{escape, figure, line, plural};
+use super::{figure, line, plural};
 use crate::report::{AdapterUse, MergeReport, TensorReport};
 
 /// Names of files that are listed on one line; the rest is counted.
@@ -34,16 +34,8 @@ pub(super) fn text(report: &MergeReport) -> String {
     }
     text.push('\n');
     text.push_str(&updates(report));
-    for (action, what) in [("replace", "replaced"), ("replace+update", "replaced and updated"), ("untie", "written on its own")] {
-        for tensor in report.tensors.iter().filter(|tensor| tensor.action == action) {
-            let added = if tensor.added { " (added)" } else { "" };
-            let shown = format!("{what}: {} {} {}{added}", tensor.tensor, tensor.dtype, figure::shape(&tensor.shape));
-            text.push_str(&format!("  {}\n", escape::inline(&shown)));
-        }
-    }
-    for ignored in &report.ignored {
-        text.push_str(&format!("  {}\n", escape::inline(&format!("ignored by {}: {}", ignored.flag, ignored.tensor))));
-    }
+    text.push_str(&others(report));
+    text.push_str(&ignored(report));
     text.push('\n');
     text.push_str(&balance(report));
     text
@@ -87,8 +79,8 @@ const COLUMNS: [Column; 9] = [
     Column::Number("shape"),
     Column::Text("rank"),
     Column::Text("scale"),
-    Column::Number("|dW|/|W|"),
-    Column::Number("changed %"),
+    Column::Number("dW/W %"),
+    Column::Number("chg %"),
     Column::Number("kept %"),
 ];
 
@@ -101,13 +93,15 @@ fn updates(report: &MergeReport) -> String {
     let facts = |tensor: &TensorReport| {
         let ranks: Vec<String> = tensor.contributions.iter().map(|c| c.rank.to_string()).collect();
         let scales: Vec<String> = tensor.contributions.iter().map(|c| figure::significant(c.scale, 4)).collect();
-        vec![figure::shape(&tensor.shape), ranks.join("+"), scales.join("+")]
+        vec![figure::shape(&tensor.shape), ranks.join(", "), scales.join(", ")]
     };
     let groups = group(updated.iter().map(|tensor| (tensor.tensor.as_str(), facts(tensor))));
+    // The count says something new only where a layer has several, or the name has no layer.
+    let counted = groups.iter().any(|group| group.members.len() != group.layer_count());
     let rows = labels(&groups).into_iter().zip(&groups).map(|(label, group)| {
         let members: Vec<&TensorReport> = group.members.iter().filter_map(|&i| updated.get(i).copied()).collect();
-        // A column that says nothing new is left empty in all rows, and then left out.
-        let mut row = vec![label, group.layers(), members.len().to_string()];
+        let count = if counted { members.len().to_string() } else { String::new() };
+        let mut row = vec![label, group.layers(), count];
         row.extend_from_slice(group.facts());
         row.extend(if report.dry_run { Default::default() } else { outcome(&members) });
         row
@@ -115,19 +109,61 @@ fn updates(report: &MergeReport) -> String {
     render(&COLUMNS, &rows.collect::<Vec<_>>(), WIDTH)
 }
 
-/// What only the values could tell: the relative size of the update, values changed, and the share that survived rounding.
+/// What only the values could tell: the size of the update relative to the weight, the values that changed, and how much of the
+/// update survived rounding where the least of it did.
 fn outcome(members: &[&TensorReport]) -> [String; 3] {
     let norms = members.iter().filter_map(|tensor| tensor.relative_norm);
     let elements = members.iter().map(|tensor| tensor.elements).sum();
     let changed = members.iter().filter_map(|tensor| tensor.changed).sum();
-    let gains = members.iter().filter_map(|tensor| tensor.gain);
-    [figure::range(norms, |x| figure::significant(x, 2)), figure::percent(changed, elements), figure::range(gains, percent)]
+    let least = members.iter().filter_map(|tensor| tensor.gain).reduce(f64::min);
+    [
+        figure::range(norms, |x| figure::significant(100.0 * x, 2)),
+        figure::percent(changed, elements),
+        least.map(percent).unwrap_or_default(),
+    ]
 }
 
 /// One decimal; an exact 100 without.
 fn percent(share: f64) -> String {
     let shown = format!("{:.1}", 100.0 * share);
     if shown == "100.0" { "100".to_owned() } else { shown }
+}
+
+/// What an update is not: full tensors that were put in place, and copies under a second name.
+fn others(report: &MergeReport) -> String {
+    let others: Vec<&TensorReport> = report.tensors.iter().filter(|tensor| tensor.action != "update").collect();
+    let facts = |tensor: &TensorReport| {
+        let action = match tensor.action {
+            "replace" => "replaced",
+            "replace+update" => "replaced, then updated",
+            "untie" => "untied",
+            other => other,
+        };
+        let added = if tensor.added { ", added" } else { "" };
+        vec![figure::shape(&tensor.shape), tensor.dtype.clone(), format!("{action}{added}")]
+    };
+    let columns =
+        [Column::Text("in full"), Column::Text("layers"), Column::Number("shape"), Column::Text("dtype"), Column::Text("what")];
+    let groups = group(others.iter().map(|tensor| (tensor.tensor.as_str(), facts(tensor))));
+    let rows = labels(&groups).into_iter().zip(&groups).map(|(label, group)| {
+        let mut row = vec![label, group.layers()];
+        row.extend_from_slice(group.facts());
+        row
+    });
+    let rows: Vec<_> = rows.collect();
+    if rows.is_empty() { String::new() } else { format!("\n{}", render(&columns, &rows, WIDTH)) }
+}
+
+/// Tensors of the adapters that were left out, with the flag that asked for it.
+fn ignored(report: &MergeReport) -> String {
+    let groups = group(report.ignored.iter().map(|ignored| (ignored.tensor.as_str(), vec![ignored.flag.clone()])));
+    let rows = labels(&groups)
+        .into_iter()
+        .zip(&groups)
+        .map(|(label, group)| vec![label, group.layers(), group.members.len().to_string(), group.facts().join(", ")]);
+    let rows: Vec<_> = rows.collect();
+    let columns = [Column::Text("ignored"), Column::Text("layers"), Column::Number("n"), Column::Text("by")];
+    if rows.is_empty() { String::new() } else { format!("\n{}", render(&columns, &rows, WIDTH)) }
 }
 
 fn balance(report: &MergeReport) -> String {

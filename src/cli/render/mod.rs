@@ -19,7 +19,7 @@ pub(super) use note::{bug, error, warnings};
 /// The report as text.
 pub(super) fn report(found: &Found) -> String {
     let text = match found {
-        Found::Inspect(report, fit) => inspect::text(report, fit.as_ref()),
+        Found::Inspect(inspected) => inspect::text(inspected),
         Found::Validate(report) => validate::text(report),
         Found::Merge(report) => merge::text(report),
         Found::Convert(report) => convert::text(report),

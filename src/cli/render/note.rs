@@ -50,7 +50,8 @@ fn notes_text(word: &str, notes: &[&Note]) -> String {
 fn place(note: &Note) -> String {
     // A tensor that the message quotes is not named twice.
     let tensor = note.tensor.as_ref().map(|t| format!("{t:?}")).filter(|quoted| !note.message.contains(quoted.as_str()));
-    let tensor = tensor.map(|quoted| format!("tensor {quoted}"));
+    let what = if note.file.as_ref().is_some_and(|file| file.ends_with(".json")) { "key" } else { "tensor" };
+    let tensor = tensor.map(|quoted| format!("{what} {quoted}"));
     let within: Vec<String> = tensor.into_iter().chain(note.offset.map(|at| format!("byte {at}"))).collect();
     let within = within.join(", ");
     let place = match (&note.file, within.is_empty()) {

@@ -228,18 +228,18 @@ impl Reader<'_> {
                     .fail(rules::METADATA_STRINGS, at, format!("metadata key {:?} occurs twice", m.key))
                     .tensor(m.key));
             }
-            if m.value.get().len() > self.limits.metadata_bytes {
+            let value: String = serde_json::from_str(m.value.get()).map_err(|_| {
+                self.fail(rules::METADATA_STRINGS, at, format!("metadata values must be strings, {:?} is not", m.key))
+            })?;
+            if value.len() > self.limits.metadata_bytes {
                 let message = format!(
                     "metadata value {:?} has {} bytes, over the limit of {}",
                     m.key,
-                    m.value.get().len(),
+                    value.len(),
                     self.limits.metadata_bytes
                 );
                 return Err(self.fail(rules::METADATA_LIMIT, at, message));
             }
-            let value: String = serde_json::from_str(m.value.get()).map_err(|_| {
-                self.fail(rules::METADATA_STRINGS, at, format!("metadata values must be strings, {:?} is not", m.key))
-            })?;
             found.push((m.key.into_owned(), value));
         }
         Ok(found)

@@ -8,9 +8,8 @@ mod sniff;
 mod write;
 
 pub use file::SafetensorsFile;
-pub(crate) use header::{Entry, Header};
 pub(crate) use json::{Member, members};
-pub(crate) use write::{Layout, header_bytes};
+pub(crate) use write::Layout;
 
 /// How strictly a header is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -30,6 +30,8 @@ pub(super) fn foreign_kind(head: &[u8]) -> Option<(&'static str, &'static str)> 
         ("a NumPy array, not safetensors", "convert it to safetensors first")
     } else if text.starts_with(b"{") {
         ("a JSON document, not safetensors", "the download was answered with a message; look at the file, then download it again")
+    } else if head.iter().all(|&b| b.is_ascii_graphic() || b.is_ascii_whitespace()) {
+        ("a text file, not safetensors", "look at the file, then download it again")
     } else {
         return None;
     };

@@ -32,4 +32,4 @@ mod tests;
 
 pub(crate) use config::PeftConfig;
 pub(crate) use read::{PeftOptions, read};
-pub(crate) use write::{config_json, tensor_names};
+pub(crate) use write::config_json;

@@ -10,11 +10,10 @@ use serde_json::{Value, json};
 
 use super::config::PeftConfig;
 use super::full::{self, Announced};
-use super::keys::PREFIX;
 use super::patterns::Modules;
 use super::scaling;
 use super::uniform::{self, Uniform};
-use crate::adapter::{Adapter, Factor, Kind, Orientation, ScalingRule, Target};
+use crate::adapter::{Adapter, Kind, Orientation, ScalingRule, Target};
 use crate::error::{Diagnostic, Error, Result};
 use crate::limits::Limits;
 use crate::rules;
@@ -32,39 +31,15 @@ const CARRIED: &[&str] = &["auto_mapping", "revision", "task_type"];
 pub(crate) fn config_json(adapter: &Adapter) -> Result<(String, Vec<Diagnostic>)> {
     let limits = Limits::default();
     match adapter.origin_config() {
-        Some(origin) if describes(origin, adapter, &limits).is_some() => Ok((origin.to_owned(), Vec::new())),
+        Some(origin) if describes(origin, adapter, &limits).is_some() => Ok((readable(origin), Vec::new())),
         origin => compose(adapter, origin),
     }
 }
 
-/// Every tensor of the adapter with the name that PEFT gives it, sorted by that name.
-///
-/// # Errors
-/// `P-011` if a target is not the weight of a module.
-pub(crate) fn tensor_names(adapter: &Adapter) -> Result<Vec<(String, &Factor)>> {
-    let mut names = Vec::new();
-    let mut modules = BTreeSet::new();
-    for target in adapter.targets() {
-        let module = module_of(target)?;
-        modules.insert(module);
-        let (a, b) = match target.kind {
-            Kind::Embedding => ("lora_embedding_A", "lora_embedding_B"),
-            _ => ("lora_A.weight", "lora_B.weight"),
-        };
-        names.push((format!("{PREFIX}{module}.{a}"), &target.a));
-        names.push((format!("{PREFIX}{module}.{b}"), &target.b));
-        names.extend(target.bias.iter().map(|bias| (format!("{PREFIX}{module}.lora_B.bias"), &bias.delta)));
-    }
-    for replacement in adapter.replacements() {
-        // A module with a LoRA wraps the layer that was there, and its own parameters with it.
-        let name = match replacement.tensor.rsplit_once('.') {
-            Some((module, own @ ("weight" | "bias"))) if modules.contains(module) => format!("{PREFIX}{module}.base_layer.{own}"),
-            _ => format!("{PREFIX}{}", replacement.tensor),
-        };
-        names.push((name, &replacement.with));
-    }
-    names.sort_by(|(x, _), (y, _)| x.cmp(y));
-    Ok(names)
+/// A config on one line, as a container keeps it, laid out as PEFT does; any other as it stands.
+fn readable(origin: &str) -> String {
+    let laid_out = |text: &str| serde_json::to_string_pretty(&serde_json::from_str::<Value>(text).ok()?).ok();
+    if origin.contains('\n') { origin.to_owned() } else { laid_out(origin).unwrap_or_else(|| origin.to_owned()) }
 }
 
 /// The module whose weight is the target.

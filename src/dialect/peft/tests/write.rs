@@ -1,6 +1,9 @@
 //! From an adapter to PEFT's names and config, and back.
 
-use super::super::{PeftOptions, config_json, read, tensor_names};
+use std::collections::BTreeSet;
+
+use super::super::keys::PREFIX;
+use super::super::{PeftOptions, config_json, read};
 use super::*;
 use crate::adapter::{Adapter, AdapterParts, BiasDelta, Factor, Kind, Orientation, Replacement, Scaling, ScalingRule, Target};
 
@@ -29,10 +32,37 @@ fn adapter(targets: Vec<Target>, replaced: &[&str]) -> Adapter {
         .unwrap()
 }
 
+/// Every tensor of the adapter with the name that PEFT gives it, sorted by that name.
+fn tensor_names(adapter: &Adapter) -> Vec<(String, &Factor)> {
+    let mut names = Vec::new();
+    let mut modules = BTreeSet::new();
+    for target in adapter.targets() {
+        let module = target.tensor.strip_suffix(".weight").unwrap();
+        modules.insert(module);
+        let (a, b) = match target.kind {
+            Kind::Embedding => ("lora_embedding_A", "lora_embedding_B"),
+            _ => ("lora_A.weight", "lora_B.weight"),
+        };
+        names.push((format!("{PREFIX}{module}.{a}"), &target.a));
+        names.push((format!("{PREFIX}{module}.{b}"), &target.b));
+        names.extend(target.bias.iter().map(|bias| (format!("{PREFIX}{module}.lora_B.bias"), &bias.delta)));
+    }
+    for replacement in adapter.replacements() {
+        // A module with a LoRA wraps the layer that was there, and its own parameters with it.
+        let name = match replacement.tensor.rsplit_once('.') {
+            Some((module, own @ ("weight" | "bias"))) if modules.contains(module) => format!("{PREFIX}{module}.base_layer.{own}"),
+            _ => format!("{PREFIX}{}", replacement.tensor),
+        };
+        names.push((name, &replacement.with));
+    }
+    names.sort_by(|(x, _), (y, _)| x.cmp(y));
+    names
+}
+
 /// Writes names and config, and reads them again.
 fn again(adapter: &Adapter) -> (Adapter, String) {
     let (text, _) = config_json(adapter).unwrap();
-    let names = tensor_names(adapter).unwrap();
+    let names = tensor_names(adapter);
     let tensors: Vec<(&str, &[u64])> = names.iter().map(|(name, f)| (name.as_str(), f.info().shape.dims())).collect();
     let config = parse(&text).unwrap();
     assert_eq!(ids(&config.warnings), [""; 0], "{text}");
@@ -116,7 +146,7 @@ fn embeddings_transposed_layers_and_bias_updates_are_written() {
     assert_eq!(rules(&config_json(&adapter(vec![linear, embedding.clone()], &[]))), ["P-006"]);
     let transposed = adapter(vec![embedding, target("m.c", scaling(8, 8.0), Kind::Linear(Orientation::InOut))], &[]);
     assert_same(&transposed, &again(&transposed).0);
-    let names: Vec<String> = tensor_names(&transposed).unwrap().into_iter().map(|(name, _)| name).collect();
+    let names: Vec<String> = tensor_names(&transposed).into_iter().map(|(name, _)| name).collect();
     assert_eq!(names.last().unwrap(), "base_model.model.m.embed.lora_embedding_B");
     let undeclared = adapter(vec![target("m.c", scaling(8, 8.0), Kind::Linear(Orientation::Undeclared))], &[]);
     assert_eq!(ids(&config_json(&undeclared).unwrap().1), ["A-024"]);
@@ -127,7 +157,11 @@ fn a_config_that_still_describes_the_adapter_is_kept() {
     let text = lora(r#""target_modules": ["q"], "fan_in_fan_out": false, "peft_version": "0.21.2""#);
     let config = parse(&text).unwrap();
     let adapter = read(adapter_source(&["m.q"], &[]), Some(&config), &PeftOptions::default(), &Limits::default()).unwrap();
-    assert_eq!(config_json(&adapter).unwrap(), (text.clone(), Vec::new()));
+    let (written, losses) = config_json(&adapter).unwrap();
+    assert_eq!(
+        (serde_json::from_str::<serde_json::Value>(&written).unwrap(), losses.len()),
+        (serde_json::from_str(&text).unwrap(), 0)
+    );
     // The same config on an adapter with another alpha does not.
     let mut targets = adapter.targets().to_vec();
     targets[0].scaling.alpha = 4.0;
@@ -152,5 +186,5 @@ fn a_target_that_is_no_weight_of_a_module_is_refused() {
     let mut bare = target("m.q", scaling(8, 8.0), LINEAR);
     bare.tensor = "m.experts.gate_up_proj".to_owned();
     let adapter = adapter(vec![bare], &[]);
-    assert_eq!((rules(&config_json(&adapter)), rules(&tensor_names(&adapter))), (vec!["P-011"], vec!["P-011"]));
+    assert_eq!(rules(&config_json(&adapter)), ["P-011"]);
 }

@@ -87,6 +87,33 @@ fn every_vector_is_read_as_the_manifest_says() {
     assert!(wrong.is_empty(), "{} vectors are read otherwise:\n{}", wrong.len(), wrong.join("\n"));
 }
 
+/// Content roots are recomputed from the bytes, not read from the manifest inside the file.
+#[test]
+fn the_vectors_have_the_content_roots_and_warnings_that_the_manifest_states() {
+    let scratch = tempfile::tempdir().unwrap();
+    let (mut roots, mut warnings) = (0, 0);
+    for (i, vector) in manifest()["vectors"].as_array().unwrap().iter().enumerate() {
+        let path = spec("vectors").join(vector["path"].as_str().unwrap());
+        if let Some(content) = vector.get("content") {
+            let adapter = loratool::open_adapter(&path).unwrap();
+            let copy = scratch.path().join(format!("{i}.safetensors"));
+            let report = loratool::convert(&adapter, &copy, &Default::default()).unwrap();
+            assert_eq!(&report.content, content.as_str().unwrap(), "{}", path.display());
+            roots += 1;
+        }
+        for rule in vector.get("warns").and_then(Value::as_array).into_iter().flatten() {
+            let found = match vector["kind"].as_str().unwrap() {
+                "checkpoint" => loratool::open_checkpoint(&path).unwrap().warnings().to_vec(),
+                "safetensors" => continue,
+                _ => loratool::open_adapter(&path).unwrap().warnings().to_vec(),
+            };
+            assert!(found.iter().any(|w| w.rule().id == rule.as_str().unwrap()), "{}: {found:?}", path.display());
+            warnings += 1;
+        }
+    }
+    assert!(roots > 10 && warnings > 5, "{roots} {warnings}");
+}
+
 #[test]
 fn the_updates_of_the_vectors_have_the_values_that_the_manifest_states() {
     let mut checked = 0;

@@ -131,9 +131,10 @@ class File:
 
     def read_entries(self, head, warn):
         meta = head.pop("__metadata__", {})
-        if meta is None and warn is not None:
-            warn.append("C-009")
+        if meta is None:
             meta = {}
+            if warn is not None:
+                warn.append("C-009")
         need("__metadata__" not in head.twice and isinstance(meta, dict) and not getattr(meta, "twice", None)
              and all(map(is_str, meta.values())), "C-009")
         need(not head.twice, "C-008")

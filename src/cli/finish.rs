@@ -21,9 +21,10 @@ pub(super) struct Style {
 }
 
 impl Style {
-    /// A progress bar is for people who watch.
+    /// A progress bar is for people who watch, on a terminal that can clear a line.
     pub(super) fn shows_progress(self) -> bool {
-        !self.json && !self.quiet && std::io::stderr().is_terminal()
+        let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+        !self.json && !self.quiet && !dumb && std::io::stderr().is_terminal()
     }
 }
 

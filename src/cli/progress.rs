@@ -1,12 +1,15 @@
 //! What is shown while a merge runs, and the way in which a signal reaches it. The bar appears only on a terminal, only for work that
 //! takes a while, and is gone without a trace when the work ends, however it ends.
 
+use std::io;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle, TermLike};
 
+use super::output;
 use super::signals::Signals;
 use crate::Progress;
 
@@ -14,8 +17,8 @@ use crate::Progress;
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Between two drawings, so that the time left counts on while nothing is written.
 const TICK: Duration = Duration::from_millis(200);
-/// Fits in 80 columns.
-const LINE: &str = "{msg:<8} [{bar:24}] {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  ETA {eta}";
+/// Fits in [`Line::width`].
+const LINE: &str = "{msg:<8} [{bar:20}] {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  ETA {eta}";
 
 /// Watches a merge.
 pub(super) struct Watch<'s> {
@@ -69,7 +72,7 @@ impl Shown {
         let later = bar.clone();
         let waiting = thread::spawn(move || {
             if rest.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-                later.set_draw_target(ProgressDrawTarget::stderr());
+                later.set_draw_target(ProgressDrawTarget::term_like_with_hz(Box::new(Line::default()), 20));
                 later.enable_steady_tick(TICK);
             }
         });
@@ -84,5 +87,60 @@ impl Drop for Shown {
             let _ = waiting.join();
         }
         self.bar.finish_and_clear();
+    }
+}
+
+/// One line of standard error, a little narrower than a terminal: the `^C` that the terminal echoes after it then does not wrap, and
+/// clearing the line clears all of it.
+#[derive(Debug, Default)]
+struct Line {
+    /// What is not flushed yet.
+    pending: Mutex<String>,
+}
+
+impl Line {
+    fn push(&self, text: &str) -> io::Result<()> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner).push_str(text);
+        Ok(())
+    }
+}
+
+impl TermLike for Line {
+    fn width(&self) -> u16 {
+        76
+    }
+
+    fn move_cursor_up(&self, n: usize) -> io::Result<()> {
+        if n == 0 { Ok(()) } else { self.push(&format!("\x1b[{n}A")) }
+    }
+
+    fn move_cursor_down(&self, n: usize) -> io::Result<()> {
+        if n == 0 { Ok(()) } else { self.push(&format!("\x1b[{n}B")) }
+    }
+
+    fn move_cursor_right(&self, n: usize) -> io::Result<()> {
+        if n == 0 { Ok(()) } else { self.push(&format!("\x1b[{n}C")) }
+    }
+
+    fn move_cursor_left(&self, n: usize) -> io::Result<()> {
+        if n == 0 { Ok(()) } else { self.push(&format!("\x1b[{n}D")) }
+    }
+
+    fn write_line(&self, text: &str) -> io::Result<()> {
+        self.push(text)?;
+        self.push("\n")
+    }
+
+    fn write_str(&self, text: &str) -> io::Result<()> {
+        self.push(text)
+    }
+
+    fn clear_line(&self) -> io::Result<()> {
+        self.push("\r\x1b[2K")
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        output::eprint(&std::mem::take(&mut *self.pending.lock().unwrap_or_else(PoisonError::into_inner)));
+        Ok(())
     }
 }

@@ -17,7 +17,7 @@ const ADAPTER_FILES: [&str; 3] = ["adapter_model.safetensors", "adapter_model.bi
 /// Files that only a model's folder holds.
 const MODEL_FILES: [&str; 2] = ["model.safetensors", "model.safetensors.index.json"];
 /// Parts of tensor names that an adapter has.
-const MARKS: [&str; 5] = ["lora_", ".lora.", "base_model.model.", "hada_w", "lokr_w"];
+const MARKS: [&str; 6] = ["lora_", ".lora.", "_lora.", "base_model.model.", "hada_w", "lokr_w"];
 
 /// Decides. What cannot be opened at all is a checkpoint, whose opener says why.
 pub(super) fn kind(path: &Path, limits: &Limits) -> Kind {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::options::{BindOptions, Weighted};
 use super::rename::{self, Renaming};
-use super::shape::{Contribution, Panel, contradicts, fit, shape_help};
+use super::shape::{Contribution, Panel, contradicted_by_model, contradicts, fit, shape_help};
 use super::tied;
 use crate::adapter::{Factor, Target};
 use crate::checkpoint::Checkpoint;
@@ -263,7 +263,8 @@ impl<'a> Binder<'a, '_> {
                 self.binding.ignored.extend(ignored);
                 continue;
             }
-            self.bind_weight(target, scale, contradicted.is_some());
+            let doubtful = contradicted.is_some() || contradicted_by_model(target, self.base.config().model_type.as_deref());
+            self.bind_weight(target, scale, doubtful);
             self.bind_bias(target, scale);
         }
     }

@@ -110,6 +110,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_table_is_the_one_of_the_specification() {
+        let text = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/spec/adapter-model.md")).unwrap();
+        let side = |prefix: &str| if prefix.is_empty() { "*(nothing)*".to_owned() } else { format!("`{prefix}`") };
+        for (from, to) in WRAPPERS {
+            assert!(text.contains(&format!("| {} | {} |", side(from), side(to))), "{from} to {to} is not in the text");
+        }
+        let section = text.split("### A-022").nth(1).unwrap().split("### A-023").next().unwrap();
+        let rows = section.lines().filter(|line| line.starts_with("| `")).count();
+        let bodies = section.split("*body* is each of").nth(1).unwrap().matches('`').count() / 2;
+        assert_eq!((rows, bodies), (WRAPPERS.len(), BODIES.len()));
+        assert!(BODIES.iter().all(|body| section.contains(&side(body))));
+    }
+
+    #[test]
     fn patterns_match_whole_names() {
         assert!(matches("model.layers.*.q_proj.weight", "model.layers.31.self_attn.q_proj.weight"));
         assert!(matches("*", "anything") && matches("a*", "a") && matches("a", "a"));

@@ -53,7 +53,7 @@ pub(super) fn fit<'a>(
         Kind::Linear(Orientation::InOut) if as_out_in && as_in_out && !contradicted => return Ok(transposed),
         Kind::Linear(_) if as_out_in && as_in_out => {
             let why = if contradicted {
-                "other targets contradict the declared orientation"
+                "other targets, or the model type, contradict the declared orientation"
             } else {
                 "the adapter does not declare its orientation"
             };
@@ -72,6 +72,15 @@ pub(super) fn fit<'a>(
     };
     let message = format!("adapter target {name:?} is ({}, {}) but the base has {base}", wanted.0, wanted.1);
     Err(refuse(rules::SHAPE_FITS, message).help(shape_help(wanted, (rows, cols))))
+}
+
+/// Model types whose layers are GPT-2's `Conv1D`. PEFT saves the `fan_in_fan_out` of whichever layer it wrapped last, so there a
+/// declared `false` says nothing of a square weight (transformers 5.23, users of `pytorch_utils.Conv1D`).
+const CONV1D_MODELS: &[&str] = &["gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp"];
+
+/// Does the base's model type contradict a target that declares `nn.Linear`?
+pub(super) fn contradicted_by_model(target: &Target, model_type: Option<&str>) -> bool {
+    target.kind == Kind::Linear(Orientation::OutIn) && model_type.is_some_and(|model| CONV1D_MODELS.contains(&model))
 }
 
 /// A target whose base tensor is not square and lies the other way than declared.

@@ -34,10 +34,13 @@ pub(in super::super) fn object(verb: Option<&str>, finished: &Finished, exit_cod
     finish(object)
 }
 
-/// Arguments that make no command.
-pub(in super::super) fn usage(message: &str) -> String {
-    let message = message.trim().trim_start_matches("error: ");
-    let error = Error::new(rules::ARGUMENT, message);
+/// Arguments that make no command: the first paragraph of what the parser says, and its tip if it has one.
+pub(in super::super) fn usage(said: &str) -> String {
+    let mut paragraphs = said.split("\n\n").map(|paragraph| paragraph.split_whitespace().collect::<Vec<_>>().join(" "));
+    let message = paragraphs.next().unwrap_or_default();
+    let tip = paragraphs.find_map(|paragraph| paragraph.strip_prefix("tip: ").map(str::to_owned));
+    let error = Error::new(rules::ARGUMENT, message.trim_start_matches("error: "));
+    let error = error.help(tip.unwrap_or_else(|| "see loratool --help".to_owned()));
     object(None, &Finished::failed(error), Class::Usage.exit_code())
 }
 

@@ -170,6 +170,10 @@ impl Reader<'_> {
                 .fail(rules::HEADER_OBJECT, at, "NUL padding after the header")
                 .help("headers are padded with spaces"));
         }
+        let object = end.trim_end();
+        if object.len() < end.len() {
+            return Err(self.fail(rules::HEADER_OBJECT, object.len(), "white space other than spaces follows the header"));
+        }
         Ok(end)
     }
 
@@ -216,7 +220,8 @@ impl Reader<'_> {
 
     fn metadata(&mut self, member: &Member<'_>) -> Result<Vec<(String, String)>> {
         if member.value.get() == "null" {
-            self.strict(rules::METADATA_STRINGS, member.offset, "__metadata__ is null".into())?;
+            // MLX writes it; there is one meaning that it can have.
+            self.warnings.extend(self.fail(rules::METADATA_STRINGS, member.offset, "__metadata__ is null").into_diagnostics());
             return Ok(Vec::new());
         }
         let mut found: Vec<(String, String)> = Vec::new();

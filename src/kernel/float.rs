@@ -27,7 +27,7 @@ impl Float {
     pub(crate) fn widen(self, bytes: &[u8], out: &mut [f64]) {
         fn run<F: Format>(bytes: &[u8], out: &mut [f64]) {
             for (value, raw) in out.iter_mut().zip(bytes.chunks_exact(F::SIZE)) {
-                *value = F::load(raw);
+                *value = F::widen(F::load(raw));
             }
         }
         match self {
@@ -42,7 +42,7 @@ impl Float {
     pub(crate) fn narrow(self, values: &[f64], out: &mut [u8]) {
         fn run<F: Format>(values: &[f64], out: &mut [u8]) {
             for (value, raw) in values.iter().zip(out.chunks_exact_mut(F::SIZE)) {
-                F::store(*value, raw);
+                F::store(F::narrow(*value), raw);
             }
         }
         match self {
@@ -54,11 +54,38 @@ impl Float {
     }
 }
 
-/// A format as a type, so that a kernel is compiled once per format. `raw` is one value, `SIZE` bytes long.
+/// A format as a type, so that a kernel is compiled once per format.
 pub(super) trait Format {
+    /// Bytes of one value.
     const SIZE: usize;
-    fn load(raw: &[u8]) -> f64;
-    fn store(value: f64, raw: &mut [u8]);
+    /// The stored bits.
+    type Bits: Copy + Default + PartialEq;
+    /// Exact.
+    fn widen(bits: Self::Bits) -> f64;
+    /// Rounded once, to nearest even.
+    fn narrow(value: f64) -> Self::Bits;
+    /// From little-endian bytes, `SIZE` of them.
+    fn load(raw: &[u8]) -> Self::Bits;
+    /// To little-endian bytes, `SIZE` of them.
+    fn store(bits: Self::Bits, raw: &mut [u8]);
+}
+
+/// The part of a format that says which integer holds its bits.
+macro_rules! stored_as {
+    ($bits:ident) => {
+        const SIZE: usize = size_of::<$bits>();
+        type Bits = $bits;
+        #[inline(always)]
+        fn load(raw: &[u8]) -> $bits {
+            let mut bytes = [0; size_of::<$bits>()];
+            bytes.copy_from_slice(raw);
+            $bits::from_le_bytes(bytes)
+        }
+        #[inline(always)]
+        fn store(bits: $bits, raw: &mut [u8]) {
+            raw.copy_from_slice(&bits.to_le_bytes());
+        }
+    };
 }
 
 pub(super) struct F64;
@@ -66,58 +93,51 @@ pub(super) struct F32;
 pub(super) struct F16;
 pub(super) struct BF16;
 
-#[inline(always)]
-fn fixed<const N: usize>(raw: &[u8]) -> [u8; N] {
-    let mut bytes = [0; N];
-    bytes.copy_from_slice(raw);
-    bytes
-}
-
 impl Format for F64 {
-    const SIZE: usize = 8;
+    stored_as!(u64);
     #[inline(always)]
-    fn load(raw: &[u8]) -> f64 {
-        f64::from_le_bytes(fixed(raw))
+    fn widen(bits: u64) -> f64 {
+        f64::from_bits(bits)
     }
     #[inline(always)]
-    fn store(value: f64, raw: &mut [u8]) {
-        raw.copy_from_slice(&value.to_le_bytes());
+    fn narrow(value: f64) -> u64 {
+        value.to_bits()
     }
 }
 
 impl Format for F32 {
-    const SIZE: usize = 4;
+    stored_as!(u32);
     #[inline(always)]
-    fn load(raw: &[u8]) -> f64 {
-        f64::from(f32::from_le_bytes(fixed(raw)))
+    fn widen(bits: u32) -> f64 {
+        f64::from(f32::from_bits(bits))
     }
     #[inline(always)]
-    fn store(value: f64, raw: &mut [u8]) {
-        raw.copy_from_slice(&(value as f32).to_le_bytes());
+    fn narrow(value: f64) -> u32 {
+        (value as f32).to_bits()
     }
 }
 
 impl Format for BF16 {
-    const SIZE: usize = 2;
+    stored_as!(u16);
     #[inline(always)]
-    fn load(raw: &[u8]) -> f64 {
-        f64::from(f32::from_bits(u32::from(u16::from_le_bytes(fixed(raw))) << 16))
+    fn widen(bits: u16) -> f64 {
+        f64::from(f32::from_bits(u32::from(bits) << 16))
     }
     #[inline(always)]
-    fn store(value: f64, raw: &mut [u8]) {
-        raw.copy_from_slice(&bf16_bits(round_to_odd(value)).to_le_bytes());
+    fn narrow(value: f64) -> u16 {
+        bf16_bits(round_to_odd(value))
     }
 }
 
 impl Format for F16 {
-    const SIZE: usize = 2;
+    stored_as!(u16);
     #[inline(always)]
-    fn load(raw: &[u8]) -> f64 {
-        f64::from(f16_value(u16::from_le_bytes(fixed(raw))))
+    fn widen(bits: u16) -> f64 {
+        f64::from(f16_value(bits))
     }
     #[inline(always)]
-    fn store(value: f64, raw: &mut [u8]) {
-        raw.copy_from_slice(&f16_bits(round_to_odd(value)).to_le_bytes());
+    fn narrow(value: f64) -> u16 {
+        f16_bits(round_to_odd(value))
     }
 }
 

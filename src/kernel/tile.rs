@@ -93,13 +93,13 @@ pub(super) fn update<F: Format, G: Format>(tile: &mut Tile<'_>, parts: &[Part<'_
         let rows = tile.base.chunks_exact(cols * F::SIZE).zip(tile.out.chunks_exact_mut(cols * G::SIZE));
         for (row, (base, out)) in rows.enumerate() {
             let mut at = start;
-            while at + BLOCK <= end {
-                block::<F, G, BLOCK>(base, out, row, at, cols, parts, tile.keep_nonfinite, &mut sums);
-                at += BLOCK;
-            }
             while at < end {
-                block::<F, G, 1>(base, out, row, at, cols, parts, tile.keep_nonfinite, &mut sums);
-                at += 1;
+                let n = (end - at).min(BLOCK);
+                let (base, out) = (&base[at * F::SIZE..(at + n) * F::SIZE], &mut out[at * G::SIZE..(at + n) * G::SIZE]);
+                // A short block is computed as a whole one whose missing values are zero: they change nothing, and no sum.
+                let delta = if n == BLOCK { delta::<BLOCK>(row, at, cols, parts) } else { short_delta(row, at, n, cols, parts) };
+                block::<F, G>(base, out, &delta, tile.keep_nonfinite, &mut sums);
+                at += n;
             }
         }
         start = end;
@@ -107,20 +107,10 @@ pub(super) fn update<F: Format, G: Format>(tile: &mut Tile<'_>, parts: &[Part<'_
     sums.finish()
 }
 
-/// `N` values of one row. The order of the sum over the rank is ascending, the order over adapters is as given, and both are
-/// independent of `N`, so every element has the same bits wherever the tile's borders lie.
+/// The update of `N` values of one row. The order of the sum over the rank is ascending, the order over adapters is as given, and both
+/// are independent of `N`, so every element has the same bits wherever the tile's borders lie.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "an inner loop, inlined; a struct would only rename them")]
-fn block<F: Format, G: Format, const N: usize>(
-    base: &[u8],
-    out: &mut [u8],
-    row: usize,
-    at: usize,
-    cols: usize,
-    parts: &[Part<'_>],
-    keep_nonfinite: bool,
-    sums: &mut Lanes,
-) {
+fn delta<const N: usize>(row: usize, at: usize, cols: usize, parts: &[Part<'_>]) -> [f64; N] {
     let mut delta = [0.0f64; N];
     for part in parts {
         let left = &part.left[row * part.rank..(row + 1) * part.rank];
@@ -135,46 +125,55 @@ fn block<F: Format, G: Format, const N: usize>(
             *d += part.scale * p;
         }
     }
-    let base = &base[at * F::SIZE..(at + N) * F::SIZE];
-    let out = &mut out[at * G::SIZE..(at + N) * G::SIZE];
-    for i in 0..N {
-        let raw = &base[i * F::SIZE..(i + 1) * F::SIZE];
-        let place = &mut out[i * G::SIZE..(i + 1) * G::SIZE];
-        let w = F::load(raw);
-        let d = delta[i];
-        G::store(w + d, place);
-        // Nothing to add, or nothing to add it to: the bits stay, with the sign of a zero and the payload of a NaN.
-        let keep = d == 0.0 || (keep_nonfinite && !w.is_finite());
-        if keep {
-            if F::SIZE == G::SIZE { place.copy_from_slice(raw) } else { G::store(w, place) }
-        }
-        let m = G::load(place);
-        let lane = i % LANES;
-        let (wf, kept) = if w.is_finite() { (w, 0) } else { (0.0, u64::from(keep_nonfinite)) };
-        let nonfinite = !m.is_finite() && kept == 0;
-        let moved = if m.is_finite() && w.is_finite() { m - w } else { 0.0 };
-        sums.base[lane] += wf * wf;
-        sums.delta[lane] += d * d;
-        sums.applied[lane] += moved * d;
-        sums.changed[lane] += u64::from(m.to_bits() != w.to_bits());
-        if G::SIZE > 2 {
-            sums.changed_bf16[lane] += u64::from(differ::<BF16>(w, m));
-            sums.changed_f16[lane] += u64::from(differ::<F16>(w, m));
-        }
-        sums.nonfinite[lane] += u64::from(nonfinite);
-        sums.kept[lane] += kept;
-    }
+    delta
 }
 
-/// Do two values differ after rounding to a 16-bit format?
+/// The same for the last `n` values of a row.
 #[inline(always)]
-fn differ<H: Format>(w: f64, m: f64) -> bool {
-    let bits = |value| {
-        let mut raw = [0; 2];
-        H::store(value, &mut raw);
-        raw
-    };
-    bits(w) != bits(m)
+fn short_delta(row: usize, at: usize, n: usize, cols: usize, parts: &[Part<'_>]) -> [f64; BLOCK] {
+    let mut all = [0.0; BLOCK];
+    for (i, d) in all.iter_mut().enumerate().take(n) {
+        [*d] = delta::<1>(row, at + i, cols, parts);
+    }
+    all
+}
+
+/// Adds, rounds, stores and sums. Each step is a loop of its own over a whole block, since that is what the compiler vectorises.
+#[inline(always)]
+fn block<F: Format, G: Format>(base: &[u8], out: &mut [u8], delta: &[f64; BLOCK], keep_nonfinite: bool, sums: &mut Lanes) {
+    let mut stored = [F::Bits::default(); BLOCK];
+    for (bits, raw) in stored.iter_mut().zip(base.chunks_exact(F::SIZE)) {
+        *bits = F::load(raw);
+    }
+    let mut w = [0.0f64; BLOCK];
+    for (w, bits) in w.iter_mut().zip(stored) {
+        *w = F::widen(bits);
+    }
+    let mut bits = [G::Bits::default(); BLOCK];
+    for (i, bits) in bits.iter_mut().enumerate() {
+        // Nothing to add, or nothing to add it to: the value stays, with the sign of a zero.
+        let keep = (delta[i] == 0.0) | (keep_nonfinite & !w[i].is_finite());
+        let sum = w[i] + delta[i];
+        *bits = G::narrow(if keep { w[i] } else { sum });
+    }
+    for (bits, raw) in bits.iter().zip(out.chunks_exact_mut(G::SIZE)) {
+        G::store(*bits, raw);
+    }
+    let mut m = [0.0f64; BLOCK];
+    for (m, bits) in m.iter_mut().zip(bits) {
+        *m = G::widen(bits);
+    }
+    if sums.add(&w, &m, delta, keep_nonfinite) && F::SIZE == G::SIZE {
+        // Rounding a NaN to its own format may lose its payload; what is kept is kept bit by bit.
+        for (i, (raw, place)) in base.chunks_exact(F::SIZE).zip(out.chunks_exact_mut(G::SIZE)).enumerate() {
+            if !w[i].is_finite() && (keep_nonfinite || delta[i] == 0.0) {
+                place.copy_from_slice(raw);
+            }
+        }
+    }
+    if G::SIZE > 2 {
+        sums.narrowed::<BF16, F16>(&w, &m);
+    }
 }
 
 /// Independent partial sums, so that the compiler may keep them in vector registers.
@@ -188,11 +187,65 @@ struct Lanes {
     changed: [u64; LANES],
     changed_bf16: [u64; LANES],
     changed_f16: [u64; LANES],
-    nonfinite: [u64; LANES],
-    kept: [u64; LANES],
+    nonfinite: u64,
+    kept: u64,
 }
 
 impl Lanes {
+    /// Takes in a block. True if it has base values that are not finite.
+    #[inline(always)]
+    fn add(&mut self, w: &[f64; BLOCK], m: &[f64; BLOCK], delta: &[f64; BLOCK], keep_nonfinite: bool) -> bool {
+        let mut infinite = 0u64;
+        for i in 0..BLOCK {
+            infinite += u64::from(!(w[i].is_finite() & m[i].is_finite()));
+        }
+        if infinite > 0 {
+            return self.add_slowly(w, m, delta, keep_nonfinite);
+        }
+        for start in (0..BLOCK).step_by(LANES) {
+            for lane in 0..LANES {
+                let (w, m, d) = (w[start + lane], m[start + lane], delta[start + lane]);
+                self.base[lane] += w * w;
+                self.delta[lane] += d * d;
+                self.applied[lane] += (m - w) * d;
+                self.changed[lane] += u64::from(m.to_bits() != w.to_bits());
+            }
+        }
+        false
+    }
+
+    /// A block with values that are not finite: they are counted, and the sums go on without them.
+    #[cold]
+    fn add_slowly(&mut self, w: &[f64; BLOCK], m: &[f64; BLOCK], delta: &[f64; BLOCK], keep_nonfinite: bool) -> bool {
+        let mut any = false;
+        for i in 0..BLOCK {
+            any |= !w[i].is_finite();
+            match (w[i].is_finite(), m[i].is_finite()) {
+                (true, true) => {
+                    self.base[0] += w[i] * w[i];
+                    self.delta[0] += delta[i] * delta[i];
+                    self.applied[0] += (m[i] - w[i]) * delta[i];
+                    self.changed[0] += u64::from(m[i].to_bits() != w[i].to_bits());
+                }
+                (false, _) if keep_nonfinite => self.kept += 1,
+                _ => self.nonfinite += 1,
+            }
+        }
+        any
+    }
+
+    /// Counts the values that differ after rounding to narrower formats.
+    #[inline(always)]
+    fn narrowed<H1: Format, H2: Format>(&mut self, w: &[f64; BLOCK], m: &[f64; BLOCK]) {
+        for start in (0..BLOCK).step_by(LANES) {
+            for lane in 0..LANES {
+                let (w, m) = (w[start + lane], m[start + lane]);
+                self.changed_bf16[lane] += u64::from(H1::narrow(w) != H1::narrow(m));
+                self.changed_f16[lane] += u64::from(H2::narrow(w) != H2::narrow(m));
+            }
+        }
+    }
+
     fn finish(self) -> Sums {
         Sums {
             base: self.base.iter().sum(),
@@ -200,8 +253,8 @@ impl Lanes {
             applied: self.applied.iter().sum(),
             changed: self.changed.iter().sum(),
             changed_in: Narrower { bf16: self.changed_bf16.iter().sum(), f16: self.changed_f16.iter().sum() },
-            nonfinite: self.nonfinite.iter().sum(),
-            kept: self.kept.iter().sum(),
+            nonfinite: self.nonfinite,
+            kept: self.kept,
         }
     }
 }

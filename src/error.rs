@@ -261,6 +261,36 @@ impl Error {
     }
 }
 
+/// Collects what is wrong, up to a number that a person can read; the rest is counted, so that a file of a million mistakes costs no
+/// more memory than one of fifty.
+#[derive(Debug)]
+pub(crate) struct Problems {
+    shown: Vec<Diagnostic>,
+    limit: usize,
+    more: usize,
+}
+
+impl Problems {
+    /// Keeps at most `limit` of them.
+    pub(crate) fn new(limit: usize) -> Self {
+        Problems { shown: Vec::new(), limit: limit.max(1), more: 0 }
+    }
+
+    /// Adds a problem; `make` is called only if it will be shown.
+    pub(crate) fn push(&mut self, make: impl FnOnce() -> Diagnostic) {
+        if self.shown.len() < self.limit { self.shown.push(make()) } else { self.more += 1 }
+    }
+
+    /// All of them as one error, or `Ok` if there are none.
+    pub(crate) fn check(mut self) -> Result<()> {
+        if let (Some(last), 1..) = (self.shown.last(), self.more) {
+            let rest = Diagnostic { message: format!("and {} more", self.more), help: None, ..last.clone() };
+            self.shown.push(rest);
+        }
+        Error::check(self.shown)
+    }
+}
+
 impl From<Diagnostic> for Error {
     fn from(diagnostic: Diagnostic) -> Self {
         let class = diagnostic.rule.class;

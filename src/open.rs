@@ -71,8 +71,8 @@ pub fn open_adapter_with(path: impl AsRef<Path>, options: &OpenOptions) -> Resul
     };
     let peft_options = peft::PeftOptions { alpha: options.alpha, orientation: options.orientation, ..Default::default() };
     if !container::is_container(&file) {
-        let source: Arc<dyn TensorSource> = file;
-        return peft::read(source, config.as_ref(), &peft_options, limits);
+        let source: Arc<dyn TensorSource> = Arc::clone(&file) as _;
+        return Ok(peft::read(source, config.as_ref(), &peft_options, limits)?.warned(file.warnings()));
     }
     let adapter = container::read(Arc::clone(&file), limits)?;
     if let Some(config) = &config {

@@ -1,5 +1,5 @@
-//! Bad files, one test per kind of badness: damaged headers, damaged values, folders that do not hold together. Each is refused with
-//! the class, the rule, the place and the words that help, and nothing is left behind by the attempt. The tables are numbered as in
+//! Bad files, one test per kind of badness: damaged headers, damaged values, folders that do not hold together. Each is refused
+//! with the class, the rule, the place and the words that help, and nothing is left behind by the attempt. Tests are numbered as in
 //! the catalogue of bad inputs: H (headers), T (values of tensors), X (folders and indices).
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 

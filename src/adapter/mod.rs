@@ -1,5 +1,5 @@
 //! The model in the middle: what an adapter is, whatever file it came from. Pure: it sees neither files nor formats; its factors
-//! are handles into a [`TensorSource`], so an adapter of any size costs its header until somebody reads a factor.
+//! are handles into a [`TensorSource`](crate::TensorSource), so an adapter of any size costs its header until somebody reads a factor.
 //!
 //! An [`Adapter`] is valid by construction: [`Adapter::new`] checks everything that can be known without a base (factors pair up,
 //! ranks agree, scales are sane, targets are unique) and reports all of it at once.
@@ -79,6 +79,13 @@ impl Adapter {
     /// What is worth saying about the file but does not stop anyone.
     pub fn warnings(&self) -> &[Diagnostic] {
         &self.parts.warnings
+    }
+
+    /// The same adapter with more warnings, put first: what was found out about the file before it was understood.
+    #[must_use]
+    pub(crate) fn warned(mut self, before: &[Diagnostic]) -> Self {
+        self.parts.warnings.splice(0..0, before.iter().cloned());
+        self
     }
 
     /// The checked parts, for making a changed adapter with [`Adapter::new`].

@@ -9,7 +9,7 @@ use std::path::Path;
 use super::{Shard, links};
 use crate::codec::safetensors::{SafetensorsFile, Strictness};
 use crate::codec::shards::{ShardIndex, TotalSize};
-use crate::error::{Diagnostic, Error, Result};
+use crate::error::{Diagnostic, Problems, Result};
 use crate::io::ReadMode;
 use crate::limits::Limits;
 use crate::rules;
@@ -20,7 +20,7 @@ use crate::tensor::TensorSource;
 /// # Errors
 /// `K-004` for all that are missing, else the first of `K-008`, `K-009` and the rules of the files.
 pub(super) fn open_shards(folder: &Path, names: &[&str], mode: ReadMode, limits: &Limits) -> Result<Vec<Shard>> {
-    Error::check(missing(folder, names))?;
+    missing(folder, names, limits)?;
     let mut shards = Vec::with_capacity(names.len());
     for name in names {
         links::admit(folder, Path::new(name))?;
@@ -31,18 +31,20 @@ pub(super) fn open_shards(folder: &Path, names: &[&str], mode: ReadMode, limits:
     Ok(shards)
 }
 
-/// The files of the folder that are not there; a link that leads nowhere counts as there, and opening it says what is wrong.
-fn missing(folder: &Path, names: &[&str]) -> Vec<Diagnostic> {
+/// Refuses if files of the folder are not there; a link that leads nowhere counts as there, and opening it says what is wrong.
+fn missing(folder: &Path, names: &[&str], limits: &Limits) -> Result<()> {
     let absent = |name: &&&str| fs::symlink_metadata(folder.join(name)).is_err_and(|e| e.kind() == std::io::ErrorKind::NotFound);
     let absent: Vec<_> = names.iter().filter(absent).collect();
     let help = match absent.is_empty() || !is_unfinished(folder) {
         true => "download the missing shards",
         false => "the download is unfinished (there are .incomplete files): run it again",
     };
-    let count = format!("{} of {} shards", absent.len(), names.len());
-    let missing =
-        |name| Diagnostic::new(rules::SHARD_PRESENT, format!("the shard is missing ({count} are)")).file(folder.join(name));
-    absent.into_iter().map(|name| missing(name).help(help)).collect()
+    let message = format!("the shard is missing ({} of {} shards are)", absent.len(), names.len());
+    let mut problems = Problems::new(limits.problems_shown);
+    for name in absent {
+        problems.push(|| Diagnostic::new(rules::SHARD_PRESENT, &message).file(folder.join(name)).help(help));
+    }
+    problems.check()
 }
 
 /// Whether a download of the Hub's client stopped midway: into the folder, or into the cache that the folder is a snapshot of.
@@ -55,35 +57,43 @@ fn is_unfinished(folder: &Path) -> bool {
 /// Holds the index against the headers of its shards.
 ///
 /// # Errors
-/// Every broken `K-006`, then every broken `K-007`.
-pub(super) fn check_index(index: &ShardIndex, shards: &[Shard], path: &Path) -> Result<()> {
-    let by_name: HashMap<&str, &Shard> = shards.iter().map(|shard| (shard.file_name.as_str(), shard)).collect();
-    let holds = |shard: &str, tensor: &str| by_name.get(shard).is_some_and(|s| s.file.info(tensor).is_some());
-    let mut problems = Vec::new();
+/// Every broken `K-006`, then every broken `K-007`, as far as they are shown.
+pub(super) fn check_index(index: &ShardIndex, shards: &[Shard], path: &Path, limits: &Limits) -> Result<()> {
+    let mut held: HashMap<&str, Vec<&str>> = HashMap::new();
+    for shard in shards {
+        for tensor in shard.file.names() {
+            held.entry(tensor).or_default().push(&shard.file_name);
+        }
+    }
+    let mut problems = Problems::new(limits.problems_shown);
     for (tensor, shard) in index.weight_map() {
-        if !holds(shard, tensor) {
-            let message = match shards.iter().find(|s| s.file.info(tensor).is_some()) {
-                Some(other) => format!("the index places {tensor:?} in {shard:?}, but {:?} holds it", other.file_name),
-                None => format!("the index places {tensor:?} in {shard:?}, and no shard holds it"),
-            };
-            problems.push(Diagnostic::new(rules::INDEX_HOLDS, message).file(path).tensor(tensor));
+        let holders = held.get(tensor.as_str()).map_or(&[][..], Vec::as_slice);
+        if !holders.contains(&shard.as_str()) {
+            problems.push(|| {
+                let message = match holders.first() {
+                    Some(other) => format!("the index places {tensor:?} in {shard:?}, but {other:?} holds it"),
+                    None => format!("the index places {tensor:?} in {shard:?}, and no shard holds it"),
+                };
+                Diagnostic::new(rules::INDEX_HOLDS, message).file(path).tensor(tensor)
+            });
         }
     }
     let placed: HashMap<&str, &str> = index.weight_map().iter().map(|(t, s)| (t.as_str(), s.as_str())).collect();
     for shard in shards {
         for tensor in shard.file.names() {
+            let holds = |first: &str| held.get(tensor).is_some_and(|holders| holders.contains(&first));
             let message = match placed.get(tensor) {
                 None => format!("{:?} holds {tensor:?}, which the index does not name", shard.file_name),
-                Some(first) if *first != shard.file_name && holds(first, tensor) => {
+                Some(first) if *first != shard.file_name && holds(first) => {
                     format!("{tensor:?} is in two shards, {first:?} and {:?}", shard.file_name)
                 }
                 Some(_) => continue,
             };
             let help = "shards of two models may be mixed: download the model again";
-            problems.push(Diagnostic::new(rules::INDEX_COMPLETE, message).file(path).tensor(tensor).help(help));
+            problems.push(|| Diagnostic::new(rules::INDEX_COMPLETE, message).file(path).tensor(tensor).help(help));
         }
     }
-    Error::check(problems)
+    problems.check()
 }
 
 /// A warning if the index states a wrong size. Nothing here relies on it, and whoever writes an index computes it anew.

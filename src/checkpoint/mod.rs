@@ -2,6 +2,7 @@
 //! the model ties, and what makes this base this base; it does not know LoRA. The rules are those of `spec/checkpoint.md`.
 //!
 //! Files are opened once and stay open, so that what was checked is what is read later; a sharded model costs one descriptor per shard.
+#![cfg_attr(not(test), warn(clippy::indexing_slicing, reason = "numbers from a file index nothing unchecked"))]
 
 mod companions;
 mod config;
@@ -102,7 +103,7 @@ impl Checkpoint {
         let mut checkpoint = Self::assemble(path, true, shards, config, warnings);
         checkpoint.companions = companions;
         if let Some(index) = index {
-            coverage::check_index(&index, &checkpoint.shards, path)?;
+            coverage::check_index(&index, &checkpoint.shards, path, limits)?;
             let name = path.join(found.index.unwrap_or_default());
             checkpoint.warnings.extend(coverage::check_total(&index, &checkpoint.shards, &name));
             checkpoint.index = Some(index);

@@ -13,7 +13,9 @@ static FIRST: Mutex<Option<String>> = Mutex::new(None);
 /// Calls `f`; if it panics, gives what the panic said and where.
 pub(super) fn catch<T>(f: impl FnOnce() -> T) -> Result<T, String> {
     panic::set_hook(Box::new(|info| {
-        let said = info.payload_as_str().unwrap_or("no message");
+        let payload = info.payload();
+        let said = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let said = said.unwrap_or("no message");
         let place = info.location().map(|l| format!(" at {}:{}", l.file(), l.line())).unwrap_or_default();
         FIRST.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(format!("{said}{place}"));
     }));

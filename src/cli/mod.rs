@@ -1,5 +1,5 @@
-//! The command line: arguments as typed ([`args`]) become a job ([`job`]), the job runs ([`run`]) on the library's public API, and what
-//! it found is rendered ([`render`]) as text or JSON. One exit code says whose fault it was; `docs/errors.md` lists them.
+//! The command line: arguments as typed (`args`) become a job (`job`), the job runs (`run`) on the library's public API, and what
+//! it found is rendered (`render`) as text or JSON. One exit code says whose fault it was; `docs/errors.md` lists them.
 //!
 //! Relies on the reports of [`crate::report`] for everything that it prints: nothing is computed here that a program could not ask for.
 

@@ -81,7 +81,12 @@ pub(crate) fn read_error(path: &Path, error: std::io::Error) -> Error {
         },
         ErrorKind::PermissionDenied => ("permission denied".to_owned(), "check the permissions of the file and its folders"),
         _ if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
-            ("the link leads back to itself".to_owned(), "remove the link and download the model again")
+            let target = std::fs::read_link(path).unwrap_or_default();
+            (format!("the link leads to {target:?} and back to itself"), "remove the link and download the model again")
+        }
+        // What open(2) says of a socket.
+        _ if error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => {
+            return Error::new(rules::NOT_REGULAR, "expected a file, found a socket or a device").file(path).because(error);
         }
         _ => (format!("cannot read: {error}"), "check the disk and try again"),
     };

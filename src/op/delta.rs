@@ -33,10 +33,10 @@ pub fn delta_rows(target: &Target, rows: Range<u64>) -> Result<Vec<f64>> {
     Ok(delta)
 }
 
-/// One merged tensor, in the base's dtype, little-endian, row-major: the bytes that [`merge`](super::merge) would write.
+/// One merged tensor, in the base's dtype, little-endian, row-major: the bytes that [`merge`](fn@crate::merge) would write.
 ///
 /// # Errors
-/// `U-001` if the plan leaves the tensor as it is; what the values can tell as in [`merge`](super::merge).
+/// `U-001` if the plan leaves the tensor as it is; what the values can tell as in [`merge`](fn@crate::merge).
 pub fn merge_tensor(plan: &Plan<'_>, tensor: &str) -> Result<Vec<u8>> {
     let change = plan.changes().find(|change| change.name == tensor);
     let change =

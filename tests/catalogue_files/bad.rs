@@ -119,6 +119,7 @@ fn attempt(scene: &Scene, ask: Ask) -> Result<()> {
 }
 
 /// Checks a row.
+#[expect(clippy::print_stderr, reason = "says which case of the row the panic was about")]
 pub fn check(row: Vec<Bad>) {
     for (i, bad) in row.iter().enumerate() {
         let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| bad.check()));

@@ -1,5 +1,5 @@
-//! The binary on every bad input of the tables: the exit code is that of the class, the output cannot drive a terminal, and nothing
-//! is left behind.
+//! The binary on every bad input of the tables: the exit code is that of the class, the output cannot drive a terminal, and
+//! nothing is left behind.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -87,7 +87,8 @@ fn check_table(rows: &[Row], opens: bool) {
                 let what = format!("{name}, case {i}.{role}");
                 let before = scene.snapshot();
                 check_refusal(&what, scene, bad, &mut problems);
-                if opens && bad.ask == Ask::Merge && !bad.rule.starts_with('A') {
+                // One case of a row stands for the others here: this is about the verbs.
+                if opens && i == 0 && bad.ask == Ask::Merge && !bad.rule.starts_with('A') {
                     check_looks(&what, scene, bad.exit, &mut problems);
                 }
                 if scene.snapshot() != before {
@@ -121,7 +122,12 @@ fn the_binary_escapes_the_names_of_tensors() {
     let odd = names.map(|name| floats(name, "F32", &[1], &[f64::NAN]));
     let scene = Scene::sound().base(&[vec![weight(), norm()], odd.to_vec()].concat());
     let mut problems = Vec::new();
-    for args in [&["inspect", "base", "--tensors"][..], &["inspect", "base", "--tensors", "--json"], &["validate", "base", "--values"], args(Ask::Merge)] {
+    for args in [
+        &["inspect", "base", "--tensors"][..],
+        &["inspect", "base", "--tensors", "--json"],
+        &["validate", "base", "--values"],
+        args(Ask::Merge),
+    ] {
         let output = run(&scene, args);
         assert_eq!(code(&format!("{args:?}"), &output, &mut problems), Some(0), "{output:?}");
     }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::net::UnixListener;
 
-use loratool::{Limits, OpenOptions, TensorSource, open_checkpoint, open_checkpoint_with};
+use loratool::{Limits, OpenOptions, open_checkpoint, open_checkpoint_with};
 use sha2::{Digest, Sha256};
 
 use crate::bad::{Ask, Bad, rows};
@@ -47,35 +47,72 @@ fn cached(blob: &str, bytes: &[u8]) -> Scene {
 
 rows! {
     x01_shard_names_that_lead_elsewhere => {
-        let evil = |shard: &str| Bad::scene(3, "K-003", placed_in(shard)).tensor(WEIGHT).file_named("model.safetensors.index.json").says(format!("{shard:?}"));
+        let evil = |shard: &str| {
+            Bad::scene(3, "K-003", placed_in(shard))
+                .tensor(WEIGHT)
+                .file_named("model.safetensors.index.json")
+                .says(format!("{shard:?}"))
+        };
         let mut row: Vec<Bad> = [
-            "../secret.safetensors", "../../etc/passwd", "/etc/passwd", "C:\\x", "C:x", "\\\\server\\share", "a/../../secret.safetensors", "./x",
-            "a/b.safetensors", "x.safetensors/", "/", "..", ".", "", "x\0y", "x\ny", "\u{1b}[31m", "x\u{9b}y",
-        ].map(evil).into();
+            "../secret.safetensors",
+            "../../etc/passwd",
+            "/etc/passwd",
+            "C:\\x",
+            "C:x",
+            "\\\\server\\share",
+            "a/../../secret.safetensors",
+            "./x",
+            "a/b.safetensors",
+            "x.safetensors/",
+            "/",
+            "..",
+            ".",
+            "",
+            "x\0y",
+            "x\ny",
+            "\u{1b}[31m",
+            "x\u{9b}y",
+        ]
+        .map(evil)
+        .into();
         let absolute = Scene::sharded().with(SECRET, safetensors(&[weight()]));
         let path = absolute.at(SECRET).display().to_string();
         row.push(Bad::scene(3, "K-003", absolute.index(&[(WEIGHT, &path), (NORM, TWO)])).tensor(WEIGHT).says(path));
         row
     };
     x02_shard_that_is_a_link_out_of_the_folder => {
-        let out = |target: &str| Bad::scene(3, "K-008", without_first().with(SECRET, safetensors(&[weight()])).link(&first(), target)).says("leads out of the folder").says("copy the file").file_named(ONE);
+        let out = |target: &str| {
+            Bad::scene(3, "K-008", without_first().with(SECRET, safetensors(&[weight()])).link(&first(), target))
+                .says("leads out of the folder")
+                .says("copy the file")
+                .file_named(ONE)
+        };
         let blobs = without_first().with("blobs/secret", safetensors(&[weight()])).link(&first(), "../blobs/secret");
-        let twice = without_first().with(SECRET, safetensors(&[weight()])).link(&first(), "hop").link("base/hop", "../secret.safetensors");
+        let twice = without_first()
+            .with(SECRET, safetensors(&[weight()]))
+            .link(&first(), "hop")
+            .link("base/hop", "../secret.safetensors");
         vec![out("../secret.safetensors"), out("/dev/zero"), Bad::scene(3, "K-008", blobs), Bad::scene(3, "K-008", twice)]
     };
-    x03_shard_that_is_a_fifo => vec![
-        Bad::scene(6, "K-009", without_first().fifo(&first())).says("FIFO").file_named(ONE),
-        Bad::scene(6, "K-009", Scene::sharded().without(INDEX).fifo(INDEX)).says("FIFO").file_named("index.json"),
-        Bad::scene(6, "K-009", Scene::sound().without(MODEL).fifo(MODEL)).says("FIFO"),
-        Bad::scene(6, "E-007", Scene::sound().without(FACTORS).fifo(FACTORS)).says("FIFO").file_named("adapter_model.safetensors"),
-        Bad::scene(6, "E-007", Scene::sound().without("base").fifo("base")).says("FIFO").file_named("base"),
-        Bad::scene(6, "E-007", Scene::sound().without("adapter").fifo("adapter")).says("FIFO").file_named("adapter"),
-    ];
-    x03_shard_that_is_a_device => vec![
-        Bad::scene(6, "E-007", Scene::sound().without("base").link("base", "/dev/zero")).says("device"),
-        Bad::scene(6, "E-007", Scene::sound().without("adapter").link("adapter", "/dev/null")).says("device"),
-        Bad::scene(6, "E-007", Scene::sound().without(FACTORS).link(FACTORS, "/dev/zero")).says("device"),
-    ];
+    x03_shard_that_is_a_fifo => {
+        vec![
+            Bad::scene(6, "K-009", without_first().fifo(&first())).says("FIFO").file_named(ONE),
+            Bad::scene(6, "K-009", Scene::sharded().without(INDEX).fifo(INDEX)).says("FIFO").file_named("index.json"),
+            Bad::scene(6, "K-009", Scene::sound().without(MODEL).fifo(MODEL)).says("FIFO"),
+            Bad::scene(6, "E-007", Scene::sound().without(FACTORS).fifo(FACTORS))
+                .says("FIFO")
+                .file_named("adapter_model.safetensors"),
+            Bad::scene(6, "E-007", Scene::sound().without("base").fifo("base")).says("FIFO").file_named("base"),
+            Bad::scene(6, "E-007", Scene::sound().without("adapter").fifo("adapter")).says("FIFO").file_named("adapter"),
+        ]
+    };
+    x03_shard_that_is_a_device => {
+        vec![
+            Bad::scene(6, "E-007", Scene::sound().without("base").link("base", "/dev/zero")).says("device"),
+            Bad::scene(6, "E-007", Scene::sound().without("adapter").link("adapter", "/dev/null")).says("device"),
+            Bad::scene(6, "E-007", Scene::sound().without(FACTORS).link(FACTORS, "/dev/zero")).says("device"),
+        ]
+    };
     x03_shard_that_is_a_socket => {
         let socket = |scene: Scene, path: &str| {
             drop(UnixListener::bind(scene.at(path)).unwrap());
@@ -86,49 +123,93 @@ rows! {
             Bad::scene(6, "E-001", socket(Scene::sound().without(FACTORS), FACTORS)),
         ]
     };
-    x03_shard_that_is_a_folder => vec![
-        Bad::scene(6, "K-009", without_first().with(&format!("base/{ONE}/x"), "")).says("folder").file_named(ONE),
-        Bad::scene(6, "E-007", Scene::sound().without(FACTORS).with(&format!("{FACTORS}/x"), "")).says("folder"),
-    ];
-    x04_link_that_leads_nowhere => vec![
-        Bad::scene(6, "E-001", without_first().link(&first(), "../gone.safetensors")).says("../gone.safetensors").says("download").file_named(ONE),
-        Bad::scene(6, "E-001", Scene::sound().without(FACTORS).link(FACTORS, "gone")).says("gone").file_named("adapter_model.safetensors"),
-    ];
-    x04_link_that_leads_back_to_itself => vec![
-        Bad::scene(6, "E-001", without_first().link(&first(), ONE)).says("link").file_named(ONE),
-        Bad::scene(6, "E-001", without_first().link(&first(), "hop").link("base/hop", ONE)).says("link").file_named(ONE),
-        Bad::scene(6, "E-001", Scene::sound().without(FACTORS).link(FACTORS, "adapter_model.safetensors")).says("link"),
-    ];
-    x05_shard_that_is_missing => vec![
-        Bad::scene(6, "K-004", without_first()).says("missing").says("1 of 2").says("download").file_named(ONE),
-        Bad::scene(6, "K-004", without_first().without(&format!("base/{TWO}"))).says("2 of 2").says(TWO),
-        Bad::scene(6, "K-004", without_first().with("base/0a1b.incomplete", "")).says("download is unfinished").file_named(ONE),
-        Bad::scene(6, "K-004", without_first().with("base/.cache/huggingface/download/x.incomplete", "")).says("download is unfinished"),
-    ];
-    x05_shard_of_no_bytes => vec![Bad::scene(3, "C-001", Scene::sharded().with(&first(), "")).says("empty").says("download").file_named(ONE)];
+    x03_shard_that_is_a_folder => {
+        vec![
+            Bad::scene(6, "K-009", without_first().with(&format!("base/{ONE}/x"), "")).says("folder").file_named(ONE),
+            Bad::scene(6, "E-007", Scene::sound().without(FACTORS).with(&format!("{FACTORS}/x"), "")).says("folder"),
+        ]
+    };
+    x04_link_that_leads_nowhere => {
+        vec![
+            Bad::scene(6, "E-001", without_first().link(&first(), "../gone.safetensors"))
+                .says("../gone.safetensors")
+                .says("download")
+                .file_named(ONE),
+            Bad::scene(6, "E-001", Scene::sound().without(FACTORS).link(FACTORS, "gone"))
+                .says("gone")
+                .file_named("adapter_model.safetensors"),
+        ]
+    };
+    x04_link_that_leads_back_to_itself => {
+        vec![
+            Bad::scene(6, "E-001", without_first().link(&first(), ONE)).says("link").file_named(ONE),
+            Bad::scene(6, "E-001", without_first().link(&first(), "hop").link("base/hop", ONE)).says("link").file_named(ONE),
+            Bad::scene(6, "E-001", Scene::sound().without(FACTORS).link(FACTORS, "adapter_model.safetensors")).says("link"),
+        ]
+    };
+    x05_shard_that_is_missing => {
+        vec![
+            Bad::scene(6, "K-004", without_first()).says("missing").says("1 of 2").says("download").file_named(ONE),
+            Bad::scene(6, "K-004", without_first().without(&format!("base/{TWO}"))).says("2 of 2").says(TWO),
+            Bad::scene(6, "K-004", without_first().with("base/0a1b.incomplete", ""))
+                .says("download is unfinished")
+                .file_named(ONE),
+            Bad::scene(6, "K-004", without_first().with("base/.cache/huggingface/download/x.incomplete", ""))
+                .says("download is unfinished"),
+        ]
+    };
+    x05_shard_of_no_bytes => {
+        vec![Bad::scene(3, "C-001", Scene::sharded().with(&first(), "")).says("empty").says("download").file_named(ONE)]
+    };
     x06_tensor_twice_in_the_index => {
-        let twice = |second: &str| of_index(format!(r#"{{"weight_map": {{"{WEIGHT}": "{ONE}", "{NORM}": "{TWO}", {second}: "{TWO}"}}}}"#));
+        let twice = |second: &str| {
+            of_index(format!(r#"{{"weight_map": {{"{WEIGHT}": "{ONE}", "{NORM}": "{TWO}", {second}: "{TWO}"}}}}"#))
+        };
         vec![
             Bad::scene(3, "K-005", twice(&format!("{WEIGHT:?}"))).tensor(WEIGHT).says("twice").says(ONE).says(TWO),
             Bad::scene(3, "K-005", twice("\"norm\\u002eweight\"")).tensor(NORM),
-            Bad::scene(3, "K-005", of_index(format!(r#"{{"weight_map": {{"a": "{ONE}"}}, "weight_map": {{"a": "{TWO}"}}}}"#))).says("weight_map"),
+            Bad::scene(3, "K-005", of_index(format!(r#"{{"weight_map": {{"a": "{ONE}"}}, "weight_map": {{"a": "{TWO}"}}}}"#)))
+                .says("weight_map"),
         ]
     };
-    x07_shard_without_the_tensor => vec![
-        Bad::scene(3, "K-006", Scene::sharded().index(&[(WEIGHT, TWO), (NORM, TWO)])).tensor(WEIGHT).says(TWO),
-        Bad::scene(3, "K-006", Scene::sharded().index(&[(WEIGHT, ONE), (NORM, TWO), ("ghost", ONE)])).tensor("ghost").says("no shard holds it"),
-        Bad::scene(3, "K-006", Scene::sharded().index(&[(WEIGHT, TWO), (NORM, ONE)])).says(WEIGHT).says(NORM),
-    ];
-    x08_tensor_that_the_index_omits => vec![
-        Bad::scene(3, "K-007", Scene::sharded().shard(TWO, &[norm(), floats("extra", "F32", &[1], &[1.0])])).tensor("extra").says(TWO),
-    ];
-    x08_tensor_in_two_shards => vec![Bad::scene(3, "K-007", Scene::sharded().shard(TWO, &[norm(), weight()])).tensor(WEIGHT).says("two shards")];
+    x07_shard_without_the_tensor => {
+        vec![
+            Bad::scene(3, "K-006", Scene::sharded().index(&[(WEIGHT, TWO), (NORM, TWO)])).tensor(WEIGHT).says(TWO),
+            Bad::scene(3, "K-006", Scene::sharded().index(&[(WEIGHT, ONE), (NORM, TWO), ("ghost", ONE)]))
+                .tensor("ghost")
+                .says("no shard holds it"),
+            Bad::scene(3, "K-006", Scene::sharded().index(&[(WEIGHT, TWO), (NORM, ONE)])).says(WEIGHT).says(NORM),
+        ]
+    };
+    x08_tensor_that_the_index_omits => {
+        vec![
+            Bad::scene(3, "K-007", Scene::sharded().shard(TWO, &[norm(), floats("extra", "F32", &[1], &[1.0])]))
+                .tensor("extra")
+                .says(TWO),
+        ]
+    };
+    x08_tensor_in_two_shards => {
+        vec![Bad::scene(3, "K-007", Scene::sharded().shard(TWO, &[norm(), weight()])).tensor(WEIGHT).says("two shards")]
+    };
     x11_index_that_is_no_index => {
         let no = |text: &str| Bad::scene(3, "K-002", of_index(text)).file_named("index.json");
         let mut row: Vec<Bad> = [
-            "", "[]", "null", "3", "{}", "{", r#"{"weight_map": []}"#, r#"{"weight_map": null}"#, r#"{"weight_map": {}}"#, r#"{"weight_map": {"a": 3}}"#,
-            r#"{"weight_map": {"a": null}}"#, r#"{"weight_map": {"a": ["x"]}}"#, "\u{feff}{\"weight_map\": {\"a\": \"x\"}}",
-        ].map(no).into();
+            "",
+            "[]",
+            "null",
+            "3",
+            "{}",
+            "{",
+            r#"{"weight_map": []}"#,
+            r#"{"weight_map": null}"#,
+            r#"{"weight_map": {}}"#,
+            r#"{"weight_map": {"a": 3}}"#,
+            r#"{"weight_map": {"a": null}}"#,
+            r#"{"weight_map": {"a": ["x"]}}"#,
+            "\u{feff}{\"weight_map\": {\"a\": \"x\"}}",
+        ]
+        .map(no)
+        .into();
         row.push(Bad::scene(3, "K-002", of_index(b"{\"weight_map\": {\"\xff\": \"x\"}}")).at(17));
         row
     };
@@ -143,7 +224,11 @@ rows! {
     };
     x11_index_of_too_many_tensors => {
         let members: Vec<String> = (0..=1_000_000).map(|i| format!("\"{i}\":\"a\"")).collect();
-        vec![Bad::scene(7, "K-013", of_index(format!("{{\"weight_map\":{{{}}}}}", members.join(",")))).says("1000001").says("1000000")]
+        vec![
+            Bad::scene(7, "K-013", of_index(format!("{{\"weight_map\":{{{}}}}}", members.join(","))))
+                .says("1000001")
+                .says("1000000"),
+        ]
     };
     x13_shards_that_differ_by_case_alone => {
         let other = ONE.to_uppercase();
@@ -165,7 +250,13 @@ rows! {
     x15_blob_whose_digest_is_another => {
         let bytes = safetensors(&[weight(), norm()]);
         let stated = hex(b"something else");
-        vec![Bad::scene(9, "K-012", cached(&stated, &bytes)).ask(Ask::ValidateBase).says(stated).says(hex(&bytes)).says("download")]
+        vec![
+            Bad::scene(9, "K-012", cached(&stated, &bytes))
+                .ask(Ask::ValidateBase)
+                .says(stated)
+                .says(hex(&bytes))
+                .says("download"),
+        ]
     };
 }
 
@@ -179,7 +270,13 @@ fn x01_the_target_of_a_traversal_is_never_opened() {
     fs::read(scene.at(SECRET)).unwrap();
     assert!(watch.saw_something(), "the watch does not see a file being opened");
     let mut scene = scene;
-    for shard in ["../secret.safetensors", "x/../../secret.safetensors", "./../secret.safetensors", "../base/../secret.safetensors", &absolute] {
+    for shard in [
+        "../secret.safetensors",
+        "x/../../secret.safetensors",
+        "./../secret.safetensors",
+        "../base/../secret.safetensors",
+        &absolute,
+    ] {
         scene = scene.index(&[(WEIGHT, shard), (NORM, TWO)]);
         assert_eq!(open_checkpoint(scene.at("base")).unwrap_err().class().exit_code(), 3);
         assert!(!watch.saw_something(), "{shard} was opened");
@@ -219,6 +316,22 @@ impl Watch {
     }
 }
 
+/// An index of a million wrong entries does not become a report of a million problems: the first are told, the rest counted.
+#[test]
+fn x05_x07_problems_are_counted_beyond_the_ones_that_are_shown() {
+    let ghosts: Vec<String> = (0..1000).map(|i| format!("ghost.{i}")).collect();
+    let shards: Vec<String> = (0..1000).map(|i| format!("{i}.safetensors")).collect();
+    let nowhere = ghosts.iter().map(|ghost| (ghost.as_str(), ONE)).chain([(WEIGHT, ONE), (NORM, TWO)]).collect::<Vec<_>>();
+    let missing = ghosts.iter().zip(&shards).map(|(ghost, shard)| (ghost.as_str(), shard.as_str())).collect::<Vec<_>>();
+    for (rule, map) in [("K-006", nowhere), ("K-004", missing)] {
+        let error = open_checkpoint(Scene::sharded().index(&map).at("base")).unwrap_err();
+        let shown = Limits::default().problems_shown;
+        assert_eq!(error.diagnostics()[0].rule().id, rule);
+        assert!(error.diagnostics().len() <= shown + 1, "{} problems are reported", error.diagnostics().len());
+        assert!(error.to_string().contains("950") || error.to_string().contains("1000"), "the rest is not counted: {error}");
+    }
+}
+
 /// Links of a model cache are followed, over one or two links; so are links within the folder.
 #[test]
 fn x02_links_of_a_model_cache_are_followed() {
@@ -244,6 +357,20 @@ fn x02_the_output_of_a_cached_base_is_a_file_of_its_own() {
     assert!(fs::symlink_metadata(scene.at("out/model.safetensors")).unwrap().is_file());
 }
 
+/// A link out of the folder beside the weights: what it leads to does not travel into the output.
+#[test]
+fn x02_other_files_that_are_links_out_of_the_folder_are_not_copied() {
+    let scene = Scene::sound()
+        .with("secrets/config.json", r#"{"model_type": "secret"}"#)
+        .link("base/config.json", "../secrets/config.json");
+    let scene = scene.link("base/tokenizer.json", "/etc/hostname").link("base/sub", "../secrets").link("base/vocab.txt", "gone");
+    let merged = scene.merged();
+    assert_eq!(merged.files.keys().collect::<Vec<_>>(), ["model.safetensors"]);
+    let left: Vec<&str> = merged.report.files_left.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(left, ["config.json", "sub", "tokenizer.json", "vocab.txt"]);
+    assert_eq!(merged.warned(), ["K-008"]);
+}
+
 /// What the index names is read; what else lies there is named, and neither read nor copied.
 #[test]
 fn x09_a_second_set_of_weights_is_left_and_named() {
@@ -262,7 +389,8 @@ fn x09_a_second_set_of_weights_is_left_and_named() {
 #[test]
 fn x10_a_wrong_total_size_is_a_warning_and_is_computed_anew() {
     for odd in ["1", "-1", "\"60\"", "60.5", "1e400", "null", "18446744073709551616"] {
-        let text = format!(r#"{{"metadata": {{"total_size": {odd}}}, "weight_map": {{"{WEIGHT}": "{ONE}", "{NORM}": "{TWO}"}}}}"#);
+        let text =
+            format!(r#"{{"metadata": {{"total_size": {odd}}}, "weight_map": {{"{WEIGHT}": "{ONE}", "{NORM}": "{TWO}"}}}}"#);
         let merged = of_index(text).merged();
         assert_eq!(merged.warned(), ["K-010"], "{odd}");
         let index: serde_json::Value = serde_json::from_slice(&merged.files["model.safetensors.index.json"]).unwrap();
@@ -279,7 +407,8 @@ fn x11_an_index_is_limited_in_bytes_and_in_tensors() {
     let verdict = |limits: Limits| {
         let mut options = OpenOptions::default();
         options.limits = limits;
-        open_checkpoint_with(scene.at("base"), &options).map_or_else(|e| (e.class().exit_code(), e.diagnostics()[0].rule().id), |_| (0, ""))
+        open_checkpoint_with(scene.at("base"), &options)
+            .map_or_else(|e| (e.class().exit_code(), e.diagnostics()[0].rule().id), |_| (0, ""))
     };
     let of = |bytes, tensors| {
         let mut limits = Limits::default();
@@ -297,16 +426,11 @@ fn x11_an_index_is_limited_in_bytes_and_in_tensors() {
 #[test]
 fn x11_an_unknown_member_of_an_index_is_kept() {
     let deep = "[".repeat(100_000) + &"]".repeat(100_000);
-    let text = format!(r#"{{"note": {deep}, "metadata": {{"total_size": 60}}, "weight_map": {{"{WEIGHT}": "{ONE}", "{NORM}": "{TWO}"}}}}"#);
+    let text = format!(
+        r#"{{"note": {deep}, "metadata": {{"total_size": 60}}, "weight_map": {{"{WEIGHT}": "{ONE}", "{NORM}": "{TWO}"}}}}"#
+    );
     let merged = of_index(text).merged();
     assert!(String::from_utf8(merged.files["model.safetensors.index.json"].clone()).unwrap().contains(&deep));
-}
-
-/// The names within a checkpoint may differ by case: they are no files.
-#[test]
-fn x13_tensors_that_differ_by_case_are_two_tensors() {
-    let scene = Scene::sound().base(&[weight(), norm(), floats("NORM.weight", "F32", &[1], &[1.0])]);
-    assert_eq!(open_checkpoint(scene.at("base")).unwrap().names().count(), 3);
 }
 
 #[test]
@@ -329,7 +453,8 @@ fn x16_code_and_pickles_are_neither_read_nor_copied() {
     let watches: Vec<Watch> = left.iter().map(|name| Watch::new(&scene.at(&format!("base/{name}")))).collect();
     let report = scene.merge(loratool::ReadMode::Read, |_| {}).unwrap();
     assert!(!watches.iter().any(Watch::saw_something), "a file that is not needed was opened");
-    let mut found: Vec<String> = fs::read_dir(scene.at("out")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut found: Vec<String> =
+        fs::read_dir(scene.at("out")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     found.sort_unstable();
     assert_eq!(found, ["LICENSE", "config.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "vocab.txt"]);
     assert_eq!(report.files_copied, copied);

@@ -1,6 +1,8 @@
 //! Table H: headers.
 
 use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 
 use loratool::{Limits, ReadMode, Result, SafetensorsFile, Strictness, TensorSource};
 use loratool::{inspect_checkpoint, open_adapter, open_checkpoint, validate_checkpoint};
@@ -61,33 +63,61 @@ fn twice(rule: &'static str, header: &str, data: &[u8]) -> Bad {
 
 rows! {
     h01_files_shorter_than_the_length_field => {
-        let short = |n: usize| Bad::file(3, "C-001", vec![1; n]).says("shorter than the 8-byte length field").says(format!("{n} bytes"));
+        let short =
+            |n: usize| Bad::file(3, "C-001", vec![1; n]).says("shorter than the 8-byte length field").says(format!("{n} bytes"));
         let empty = Bad::file(3, "C-001", b"").says("empty");
         std::iter::once(empty).chain((1..8).map(short)).map(|bad| bad.says("download").at(0)).collect()
     };
-    h03_header_of_length_zero => vec![Bad::file(3, "C-002", file("", b"")).says("header is empty"), Bad::file(3, "C-002", file("", &[0; 64]))];
+    h03_header_of_length_zero => {
+        vec![Bad::file(3, "C-002", file("", b"")).says("header is empty"), Bad::file(3, "C-002", file("", &[0; 64]))]
+    };
     h04_length_that_does_not_fit_an_address => {
-        let poison = Bad::file(8, "C-003", of_length(u64::MAX)).says("interrupted in-place merge").says("recover").says(u64::MAX.to_string());
+        let poison = Bad::file(8, "C-003", of_length(u64::MAX))
+            .says("interrupted in-place merge")
+            .says("recover")
+            .says(u64::MAX.to_string());
         let huge = |len: u64| Bad::file(7, "C-003", of_length(len)).says(len.to_string()).at(0);
         vec![poison, huge(u64::MAX - 1), huge(u64::MAX - 7), huge(u64::MAX - 8), huge(1 << 63), huge((1 << 32) + 2)]
     };
-    h05_length_over_the_limit => vec![
-        Bad::file(7, "C-003", of_length(100_000_001)).says("100000001").says("100000000"),
-        Bad::file(3, "C-004", of_length(100_000_000)).says("100000000"),
-    ];
-    h06_header_that_ends_behind_the_file => vec![
-        Bad::file(3, "C-004", of_length(1000)).says("1000 bytes").says("92").says("truncated").says("by at least 908 bytes").says("download"),
-        Bad::file(3, "C-004", of_length(93)).says("93 bytes").says("by at least 1 bytes"),
-    ];
+    h05_length_over_the_limit => {
+        vec![
+            Bad::file(7, "C-003", of_length(100_000_001)).says("100000001").says("100000000"),
+            Bad::file(3, "C-004", of_length(100_000_000)).says("100000000"),
+        ]
+    };
+    h06_header_that_ends_behind_the_file => {
+        vec![
+            Bad::file(3, "C-004", of_length(1000))
+                .says("1000 bytes")
+                .says("92")
+                .says("truncated")
+                .says("by at least 908 bytes")
+                .says("download"),
+            Bad::file(3, "C-004", of_length(93)).says("93 bytes").says("by at least 1 bytes"),
+        ]
+    };
+    h06_length_that_begins_like_another_format => {
+        // Its first bytes are a brace, a space and a brace, or the mark of gzip; the file is a truncated one all the same.
+        [0x7b, 0x017b, 0x7b20, 0x7b0a, 0x8b1f].map(|len| Bad::file(3, "C-004", of_length(len)).says("truncated")).into()
+    };
     h08_header_that_is_not_utf8 => {
         let bad = |wrong: &[u8]| Bad::file(3, "C-005", file([b"{\"a", wrong, b"\":0}"].concat(), b"")).says("UTF-8").at(8 + 3);
         vec![bad(b"\xff"), bad(b"\xc0\xaf"), bad(b"\xed\xa0\x80"), bad(b"\xe9")]
     };
-    h09_byte_order_mark => vec![Bad::file(3, "C-005", file(format!("\u{feff}{{\"a\":{ONE_F32}}}"), &[0; 4])).says("BOM").says("without a BOM").at(8)];
-    h10_spaces_before_an_adapters_header => vec![Bad::adapter(3, "C-006", edit_header(&safetensors(&factors()), |h| format!("  {h}"))).says("2 spaces").at(8)];
+    h09_byte_order_mark => {
+        vec![Bad::file(3, "C-005", file(format!("\u{feff}{{\"a\":{ONE_F32}}}"), &[0; 4])).says("BOM").says("without a BOM").at(8)]
+    };
+    h10_spaces_before_an_adapters_header => {
+        vec![Bad::adapter(3, "C-006", edit_header(&safetensors(&factors()), |h| format!("  {h}"))).says("2 spaces").at(8)]
+    };
     h10_header_padded_with_nul => {
         let header = format!(r#"{{"a":{ONE_F32}}}"#);
-        vec![Bad::file(3, "C-007", file(format!("{header}\0\0\0"), &[0; 4])).says("NUL padding").says("spaces").at(8 + header.len())]
+        vec![
+            Bad::file(3, "C-007", file(format!("{header}\0\0\0"), &[0; 4]))
+                .says("NUL padding")
+                .says("spaces")
+                .at(8 + header.len()),
+        ]
     };
     h12_junk_behind_the_closing_brace => {
         let header = format!(r#"{{"a":{ONE_F32}}}"#);
@@ -96,7 +126,9 @@ rows! {
         vec![junk("x"), junk("{}"), junk(","), junk("}"), junk("\n"), later]
     };
     h13_header_that_is_no_object => {
-        ["[]", "[{}]", "\"a\"", "3", "-1.5", "null", "true", "false"].map(|json| Bad::file(3, "C-007", file(json, b"")).says("expected object").at(8)).into()
+        ["[]", "[{}]", "\"a\"", "3", "-1.5", "null", "true", "false"]
+            .map(|json| Bad::file(3, "C-007", file(json, b"")).says("expected object").at(8))
+            .into()
     };
     h14_json_that_ends_early => {
         let header = format!(r#"{{"a":{ONE_F32},"b":{ONE_F32}}}"#);
@@ -118,26 +150,42 @@ rows! {
         ]
     };
     h16_metadata_that_is_nested => {
-        let value = |json: &str| Bad::file(3, "C-009", with_member(&format!(r#""__metadata__":{{"k":{json}}}"#))).says("metadata values must be strings").says("\"k\"");
+        let value = |json: &str| {
+            Bad::file(3, "C-009", with_member(&format!(r#""__metadata__":{{"k":{json}}}"#)))
+                .says("metadata values must be strings")
+                .says("\"k\"")
+        };
         vec![value(r#"{"x":"y"}"#), value(r#"["y"]"#), value("[[[[]]]]")]
     };
-    h17_duplicate_tensor_name_identical_entries => vec![twice("C-008", &format!(r#"{{"a":{ONE_F32},"a":{ONE_F32}}}"#), &[0; 4])];
+    h17_duplicate_tensor_name_identical_entries => {
+        vec![twice("C-008", &format!(r#"{{"a":{ONE_F32},"a":{ONE_F32}}}"#), &[0; 4])]
+    };
     h18_duplicate_tensor_name_with_another_dtype => {
         let int = ONE_F32.replace("F32", "I32");
-        vec![twice("C-008", &format!(r#"{{"a":{ONE_F32},"a":{int}}}"#), &[0; 4]), twice("C-008", &format!(r#"{{"a":{int},"a":{ONE_F32}}}"#), &[0; 4])]
+        vec![
+            twice("C-008", &format!(r#"{{"a":{ONE_F32},"a":{int}}}"#), &[0; 4]),
+            twice("C-008", &format!(r#"{{"a":{int},"a":{ONE_F32}}}"#), &[0; 4]),
+        ]
     };
-    h19_duplicate_tensor_name_behind_an_escape => vec![
-        twice("C-008", &format!(r#"{{"a":{ONE_F32},"\u0061":{ONE_F32}}}"#), &[0; 4]),
-        twice("C-008", &format!(r#"{{"\u0061":{ONE_F32},"a":{ONE_F32}}}"#), &[0; 4]),
-    ];
-    h20_duplicate_metadata => vec![
-        Bad::file(3, "C-009", with_member(r#""__metadata__":{"k":"1"},"__metadata__":{"k":"1"}"#)).says("__metadata__").says("twice"),
-        Bad::file(3, "C-009", with_member(r#""__metadata__":{"k":"1"},"\u005f_metadata__":{}"#)).says("twice"),
-        Bad::file(3, "C-009", with_member(r#""__metadata__":{"k":"1","k":"1"}"#)).says("\"k\"").says("twice"),
-        Bad::file(3, "C-009", with_member(r#""__metadata__":{"k":"1","\u006b":"2"}"#)).says("\"k\"").says("twice"),
-    ];
+    h19_duplicate_tensor_name_behind_an_escape => {
+        vec![
+            twice("C-008", &format!(r#"{{"a":{ONE_F32},"\u0061":{ONE_F32}}}"#), &[0; 4]),
+            twice("C-008", &format!(r#"{{"\u0061":{ONE_F32},"a":{ONE_F32}}}"#), &[0; 4]),
+        ]
+    };
+    h20_duplicate_metadata => {
+        vec![
+            Bad::file(3, "C-009", with_member(r#""__metadata__":{"k":"1"},"__metadata__":{"k":"1"}"#))
+                .says("__metadata__")
+                .says("twice"),
+            Bad::file(3, "C-009", with_member(r#""__metadata__":{"k":"1"},"\u005f_metadata__":{}"#)).says("twice"),
+            Bad::file(3, "C-009", with_member(r#""__metadata__":{"k":"1","k":"1"}"#)).says("\"k\"").says("twice"),
+            Bad::file(3, "C-009", with_member(r#""__metadata__":{"k":"1","\u006b":"2"}"#)).says("\"k\"").says("twice"),
+        ]
+    };
     h21_duplicate_field_of_an_entry => {
-        let again = |field: &str| Bad::file(3, "C-010", of_entry(&format!("{{{field},{}", &ONE_F32[1..]))).tensor("a").says("twice");
+        let again =
+            |field: &str| Bad::file(3, "C-010", of_entry(&format!("{{{field},{}", &ONE_F32[1..]))).tensor("a").says("twice");
         vec![again(r#""dtype":"F32""#), again(r#""shape":[1]"#), again(r#""data_offsets":[0,4]"#), again(r#""\u0064type":"F32""#)]
     };
     h21_unknown_field_in_an_adapter => {
@@ -156,8 +204,18 @@ rows! {
         ]
     };
     h23_unknown_dtype => {
-        let dtype = |json: &str| Bad::file(3, "C-011", of_entry(&entry(json, "[1]", "[0,4]"))).tensor("a").says("F32").says("BF16").says("F8_E4M3");
-        vec![dtype(r#""F99""#).says("F99"), dtype(r#""f32""#).says("f32"), dtype(r#""float32""#), dtype(r#""""#), dtype("3"), dtype("null"), dtype(r#""F32 ""#)]
+        let dtype = |json: &str| {
+            Bad::file(3, "C-011", of_entry(&entry(json, "[1]", "[0,4]"))).tensor("a").says("F32").says("BF16").says("F8_E4M3")
+        };
+        vec![
+            dtype(r#""F99""#).says("F99"),
+            dtype(r#""f32""#).says("f32"),
+            dtype(r#""float32""#),
+            dtype(r#""""#),
+            dtype("3"),
+            dtype("null"),
+            dtype(r#""F32 ""#),
+        ]
     };
     h24_dimension_that_is_no_integer => {
         let dim = |json: &str| Bad::file(3, "C-012", of_shape(&format!("[1,{json}]"))).tensor("a").says("dimension 1");
@@ -167,17 +225,28 @@ rows! {
     };
     h25_dimension_beyond_63_bits => {
         let dim = |json: &str| Bad::file(3, "C-012", of_shape(&format!("[{json}]"))).tensor("a").says("does not fit").says(json);
-        vec![dim("9223372036854775808"), dim("18446744073709551615"), dim("18446744073709551616"), dim("99999999999999999999999999")]
+        vec![
+            dim("9223372036854775808"),
+            dim("18446744073709551615"),
+            dim("18446744073709551616"),
+            dim("99999999999999999999999999"),
+        ]
     };
     h26_product_of_dimensions_overflows => {
         ["[4294967296,4294967296]", "[9223372036854775807,2]", "[3037000500,3037000500]"]
-            .map(|shape| Bad::file(3, "C-013", of_shape(shape)).tensor("a").says("overflow")).into()
+            .map(|shape| Bad::file(3, "C-013", of_shape(shape)).tensor("a").says("overflow"))
+            .into()
     };
     h26_bytes_of_a_tensor_overflow => {
-        vec![Bad::file(3, "C-013", of_shape("[9223372036854775807]")).tensor("a"), Bad::file(3, "C-013", of_shape("[4611686018427387904]")).tensor("a")]
+        vec![
+            Bad::file(3, "C-013", of_shape("[9223372036854775807]")).tensor("a"),
+            Bad::file(3, "C-013", of_shape("[4611686018427387904]")).tensor("a"),
+        ]
     };
     h27_overflow_beside_a_zero => {
-        let shape = |rule, shape: &str| Bad::file(3, rule, file(format!(r#"{{"a":{}}}"#, entry(r#""F32""#, shape, "[0,0]")), b"")).tensor("a");
+        let shape = |rule, shape: &str| {
+            Bad::file(3, rule, file(format!(r#"{{"a":{}}}"#, entry(r#""F32""#, shape, "[0,0]")), b"")).tensor("a")
+        };
         vec![
             shape("C-013", "[4294967296,4294967296,0]"),
             shape("C-013", "[0,4294967296,4294967296]"),
@@ -187,7 +256,8 @@ rows! {
         ]
     };
     h28_length_that_is_not_that_of_the_shape => {
-        let wrong = |dtype: &str, shape: &str| Bad::file(3, "C-013", of_entry(&entry(dtype, shape, "[0,4]"))).tensor("a").says("has 4");
+        let wrong =
+            |dtype: &str, shape: &str| Bad::file(3, "C-013", of_entry(&entry(dtype, shape, "[0,4]"))).tensor("a").says("has 4");
         vec![
             wrong(r#""F32""#, "[2]").says("8 bytes"),
             wrong(r#""F16""#, "[1]").says("2 bytes"),
@@ -197,15 +267,24 @@ rows! {
         ]
     };
     h29_offsets_that_are_no_range => {
-        let offsets = |json: &str| Bad::file(3, "C-014", of_entry(&entry(r#""F32""#, "[1]", json))).tensor("a").says("[begin, end]");
-        ["[4,0]", "[0]", "[0,2,4]", "[]", "[0,-4]", "[0,4.0]", "[\"0\",\"4\"]", "4", "null", "{}", "[0,18446744073709551616]"].map(offsets).into()
+        let offsets =
+            |json: &str| Bad::file(3, "C-014", of_entry(&entry(r#""F32""#, "[1]", json))).tensor("a").says("[begin, end]");
+        ["[4,0]", "[0]", "[0,2,4]", "[]", "[0,-4]", "[0,4.0]", "[\"0\",\"4\"]", "4", "null", "{}", "[0,18446744073709551616]"]
+            .map(offsets)
+            .into()
     };
-    h30_offsets_behind_the_end_of_the_file => vec![
-        Bad::file(3, "C-015", of_entry(&entry(r#""F32""#, "[4]", "[0,16]"))).tensor("a").says("needs 16 bytes").says("file has 4").says("truncated by 12 bytes"),
-        Bad::file(3, "C-015", of_entry(&entry(r#""U8""#, "[1152921504606846976]", "[0,1152921504606846976]"))).tensor("a"),
-        Bad::file(3, "C-015", of_entry(&entry(r#""U8""#, "[4]", "[18446744073709551611,18446744073709551615]"))).tensor("a"),
-        Bad::file(3, "C-015", of_entry(&entry(r#""U8""#, "[0]", "[18446744073709551615,18446744073709551615]"))).tensor("a"),
-    ];
+    h30_offsets_behind_the_end_of_the_file => {
+        vec![
+            Bad::file(3, "C-015", of_entry(&entry(r#""F32""#, "[4]", "[0,16]")))
+                .tensor("a")
+                .says("needs 16 bytes")
+                .says("file has 4")
+                .says("truncated by 12 bytes"),
+            Bad::file(3, "C-015", of_entry(&entry(r#""U8""#, "[1152921504606846976]", "[0,1152921504606846976]"))).tensor("a"),
+            Bad::file(3, "C-015", of_entry(&entry(r#""U8""#, "[4]", "[18446744073709551611,18446744073709551615]"))).tensor("a"),
+            Bad::file(3, "C-015", of_entry(&entry(r#""U8""#, "[0]", "[18446744073709551615,18446744073709551615]"))).tensor("a"),
+        ]
+    };
     h31_hole_between_tensors => {
         let bytes = two((0, 4), (6, 8), 8);
         let start = data_start(&bytes);
@@ -231,7 +310,12 @@ rows! {
     h33_bytes_behind_the_last_tensor => {
         let sound = named("\"a\"");
         let end = sound.len();
-        let trailing = |n: usize| Bad::file(3, "C-018", [&sound[..], &vec![0; n]].concat()).says(format!("{n} bytes follow")).says("cut the file").at(end);
+        let trailing = |n: usize| {
+            Bad::file(3, "C-018", [&sound[..], &vec![0; n]].concat())
+                .says(format!("{n} bytes follow"))
+                .says("cut the file")
+                .at(end)
+        };
         vec![trailing(1), trailing(5000), Bad::file(3, "C-018", file("{}", &[0; 9])).says("9 bytes follow")]
     };
     h34_polyglot_with_zip => {
@@ -261,31 +345,39 @@ rows! {
     };
     h39_metadata_of_other_types => {
         let metadata = |json: &str| Bad::file(3, "C-009", with_member(&format!(r#""__metadata__":{json}"#)));
-        let mut row: Vec<Bad> = [r#"{"k":1}"#, r#"{"k":null}"#, r#"{"k":true}"#, r#"{"k":[]}"#, "3", "[]", "\"x\""].map(metadata).into();
-        row.push(Bad::adapter(3, "C-009", edit_header(&safetensors(&factors()), |h| h.replacen('{', "{\"__metadata__\":null,", 1))).says("null"));
-        row
+        [r#"{"k":1}"#, r#"{"k":null}"#, r#"{"k":true}"#, r#"{"k":[]}"#, "3", "false", "[]", "\"x\""].map(metadata).into()
     };
     h39_metadata_value_over_the_limit => {
         let value = "x".repeat((32 << 20) + 1);
-        vec![Bad::base(7, "C-022", with_member(&format!(r#""__metadata__":{{"k":"{value}"}}"#))).says("\"k\"").says((32 << 20).to_string())]
+        vec![
+            Bad::base(7, "C-022", with_member(&format!(r#""__metadata__":{{"k":"{value}"}}"#)))
+                .says("\"k\"")
+                .says((32 << 20).to_string()),
+        ]
     };
     h40_more_tensors_than_the_limit => {
         let members: Vec<String> = (0..=1_000_000).map(|i| format!("\"{i}\":0")).collect();
         vec![Bad::base(7, "C-021", file(format!("{{{}}}", members.join(",")), b"")).says("1000001").says("1000000")]
     };
-    h41_no_tensors => vec![
-        Bad::adapter(4, "A-012", file("{}", b"")).says("no LoRA pairs"),
-        Bad::adapter(4, "A-012", file(r#"{"__metadata__":{"format":"pt"}}"#, b"")).says("no LoRA pairs"),
-        Bad::base(4, "A-020", file("{}", b"")),
-    ];
-    h43_something_else_under_the_name => {
-        let kind = |bytes: &[u8], kind: &str, help: &str| Bad::file(3, "C-020", [bytes, &[0; 200]].concat()).says(kind).says(help).at(0);
+    h41_no_tensors => {
         vec![
-            Bad::file(3, "C-020", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n").says("Git LFS pointer").says("git lfs pull"),
+            Bad::adapter(4, "A-012", file("{}", b"")).says("no LoRA pairs"),
+            Bad::adapter(4, "A-012", file(r#"{"__metadata__":{"format":"pt"}}"#, b"")).says("no LoRA pairs"),
+            Bad::base(4, "A-020", file("{}", b"")),
+        ]
+    };
+    h43_something_else_under_the_name => {
+        let kind =
+            |bytes: &[u8], kind: &str, help: &str| Bad::file(3, "C-020", [bytes, &[0; 200]].concat()).says(kind).says(help).at(0);
+        vec![
+            Bad::file(3, "C-020", "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
+                .says("Git LFS pointer")
+                .says("git lfs pull"),
             kind(b"<!DOCTYPE html><html><body>Log in</body></html>", "HTML page", "download"),
             kind(b"\n<html lang=\"en\">", "HTML page", "download"),
             kind(br#"{"error":"Repository not found"}"#, "JSON", "download it again"),
             Bad::file(3, "C-020", "Entry not found").says("text").says("download it again"),
+            Bad::file(3, "C-020", "Not found: \u{2192} https://example.org").says("text").says("download it again"),
             kind(b"PK\x03\x04\x14\0\0\0", "ZIP", "pickles are never read"),
             kind(b"\x80\x02}q\0(X\x05", "pickle", "pickles are never read"),
             kind(b"\x80\x04\x95\x1f\0\0\0\0", "pickle", "pickles are never read"),
@@ -297,13 +389,22 @@ rows! {
     };
     h44_container_of_another_version => {
         let version = |to: &str| {
-            let edited = |bytes: Vec<u8>| edit_header(&bytes, |h| replaced(h, r#"\"container\":\"1.0\""#, &format!(r#"\"container\":\"{to}\""#)));
+            let edited = |bytes: Vec<u8>| {
+                edit_header(&bytes, |h| replaced(h, r#"\"container\":\"1.0\""#, &format!(r#"\"container\":\"{to}\""#)))
+            };
             Bad::scene(3, "C-031", Scene::container(edited)).says(to)
         };
-        vec![version("2.0").says("1.x").says("newer"), version("0.9").says("1.x"), version("1"), version("01.0"), version("1.0.0")]
+        vec![
+            version("2.0").says("1.x").says("newer"),
+            version("0.9").says("1.x"),
+            version("1"),
+            version("01.0"),
+            version("1.0.0"),
+        ]
     };
     h44_container_that_requires_an_unknown_feature => {
-        let edited = |bytes: Vec<u8>| edit_header(&bytes, |h| replaced(h, r#"\"required\":[]"#, r#"\"required\":[\"sparse_deltas\"]"#));
+        let edited =
+            |bytes: Vec<u8>| edit_header(&bytes, |h| replaced(h, r#"\"required\":[]"#, r#"\"required\":[\"sparse_deltas\"]"#));
         vec![Bad::scene(4, "C-032", Scene::container(edited)).says("sparse_deltas").says("newer")]
     };
 }
@@ -383,7 +484,7 @@ fn h36_names_that_look_like_paths_are_data() {
     let merged = Scene::sound().base(&[vec![weight(), norm()], odd.to_vec()].concat()).merged();
     assert_eq!(merged.files.keys().collect::<Vec<_>>(), ["model.safetensors"]);
     assert!(names.iter().all(|name| merged.tensor(name) == raw("F32", &[7.0])));
-    assert!(!std::path::Path::new("/tmp/loratool-h36").exists());
+    assert!(!Path::new("/tmp/loratool-h36").exists());
 }
 
 /// Names are compared byte by byte: what looks alike is not the same tensor.
@@ -399,6 +500,16 @@ fn h37_names_that_look_alike_are_different_tensors() {
     }
 }
 
+/// Some writers mean "none" by `null`. It is read so, and said, whatever the file is for.
+#[test]
+fn h39_metadata_that_is_null_is_a_warning_in_an_adapter_too() {
+    let null = |bytes: &[u8]| edit_header(bytes, |h| h.replacen('{', "{\"__metadata__\":null,", 1));
+    let scene = Scene::sound().with(FACTORS, null(&safetensors(&factors())));
+    let merged = scene.merged();
+    assert_eq!(merged.tensor(WEIGHT), Scene::sound().merged().tensor(WEIGHT));
+    assert_eq!(merged.warned(), ["C-009"]);
+}
+
 #[test]
 fn h39_metadata_values_are_limited_on_both_sides() {
     let of = |len: usize| with_member(&format!(r#""__metadata__":{{"k":"{}"}}"#, "x".repeat(len)));
@@ -407,12 +518,15 @@ fn h39_metadata_values_are_limited_on_both_sides() {
     assert_eq!([990, 1001, 1100].map(|len| verdict(&of(len), &limits)), ["accepted", "C-022", "C-022"]);
 }
 
+/// The metadata is no tensor and does not count as one.
 #[test]
 fn h40_tensors_are_limited_on_both_sides() {
     let of = |count: u64| safetensors(&(0..count).map(|i| floats(&i.to_string(), "F32", &[1], &[0.0])).collect::<Vec<_>>());
+    let with_metadata = |count| edit_header(&of(count), |h| h.replacen('{', r#"{"__metadata__":{"format":"pt"},"#, 1));
     let mut limits = Limits::default();
     limits.tensors = 3;
     assert_eq!([2, 3, 4].map(|count| verdict(&of(count), &limits)), ["accepted", "accepted", "C-021"]);
+    assert_eq!([2, 3, 4].map(|count| verdict(&with_metadata(count), &limits)), ["accepted", "accepted", "C-021"]);
 }
 
 /// A header of 10 MB, with the names and places of 150,000 tensors, is read: work that grows with the square would not end.
@@ -444,7 +558,11 @@ fn h42_misaligned_values_are_read_right() {
             let scene = Scene::sound().base(&[shift.clone(), weight(), norm()]);
             scene.merge(mode, |_| {}).unwrap();
             let out = fs::read(scene.at("out/model.safetensors")).unwrap();
-            assert_eq!((stored(&out, WEIGHT), stored(&out, "shift")), (expected.clone(), vec![0xab; odd as usize]), "{odd}, {mode:?}");
+            assert_eq!(
+                (stored(&out, WEIGHT), stored(&out, "shift")),
+                (expected.clone(), vec![0xab; odd as usize]),
+                "{odd}, {mode:?}"
+            );
         }
     }
     let merged = Scene::sound().base(&[tensor("shift", "U8", &[1], [1]), weight(), norm()]).merged();
@@ -465,27 +583,38 @@ fn h44_a_newer_container_is_read_as_far_as_it_allows() {
     }
 }
 
-/// Whatever becomes of one byte of the header, there is no panic, and what is accepted means what the reference reader takes it for.
+/// Flips bits of each byte of a file's header in turn, and calls `look` with the damaged bytes, which then lie at `path`.
+fn flip_everywhere(path: &Path, sound: &[u8], masks: &[u8], mut look: impl FnMut(&[u8])) {
+    fs::write(path, sound).unwrap();
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    let mut bytes = sound.to_vec();
+    for at in 0..data_start(sound) {
+        for mask in masks {
+            bytes[at] ^= mask;
+            file.write_all_at(&bytes[at..=at], at as u64).unwrap();
+            look(&bytes);
+            bytes[at] ^= mask;
+        }
+        file.write_all_at(&bytes[at..=at], at as u64).unwrap();
+    }
+}
+
+/// Whatever becomes of one byte of the header, there is no panic, and what is accepted means what the reference reader says.
 #[test]
 fn h45_every_byte_of_a_header_flipped_in_turn() {
-    let with_metadata = edit_header(&safetensors(&[weight(), norm()]), |h| h.replacen('{', "{\"__metadata__\":{\"format\":\"pt\"},", 1));
+    let metadata = edit_header(&safetensors(&[weight(), norm()]), |h| h.replacen('{', r#"{"__metadata__":{"format":"pt"},"#, 1));
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.safetensors");
     let mut accepted = 0;
-    for sound in [safetensors(&factors()), with_metadata] {
-        for at in 0..data_start(&sound) {
-            for mask in [1, 2, 4, 8, 16, 32, 64, 128, 255] {
-                let mut bytes = sound.clone();
-                bytes[at] ^= mask;
-                fs::write(&path, &bytes).unwrap();
-                for strictness in [Strictness::Strict, Strictness::Lenient] {
-                    if let Ok(ours) = SafetensorsFile::open(&path, ReadMode::Read, strictness, &Limits::default()) {
-                        means_what_the_reference_says(&ours, &bytes);
-                        accepted += 1;
-                    }
+    for sound in [safetensors(&factors()), metadata] {
+        flip_everywhere(&path, &sound, &[1, 2, 4, 8, 16, 32, 64, 128, 255], |bytes| {
+            for strictness in [Strictness::Strict, Strictness::Lenient] {
+                if let Ok(ours) = SafetensorsFile::open(&path, ReadMode::Read, strictness, &Limits::default()) {
+                    means_what_the_reference_says(&ours, bytes);
+                    accepted += 1;
                 }
             }
-        }
+        });
     }
     assert!(accepted > 0, "a flipped letter of a name is still a name");
 }
@@ -506,17 +635,11 @@ fn means_what_the_reference_says(ours: &SafetensorsFile, bytes: &[u8]) {
 #[test]
 fn h45_every_byte_of_a_manifest_flipped_in_turn() {
     let scene = Scene::container(|bytes| bytes);
-    let sound = fs::read(scene.at("adapter")).unwrap();
-    for at in 0..data_start(&sound) {
-        for mask in [1, 4, 32, 128] {
-            let mut bytes = sound.clone();
-            bytes[at] ^= mask;
-            fs::write(scene.at("adapter"), &bytes).unwrap();
-            if let Ok(adapter) = open_adapter(scene.at("adapter")) {
-                assert_eq!((adapter.targets().len(), adapter.factors().count()), (1, 2));
-                assert!(SafeTensors::deserialize(&bytes).is_ok());
-            }
+    let path = scene.at("adapter");
+    flip_everywhere(&path, &fs::read(&path).unwrap(), &[1, 2, 4, 8, 16, 32, 64, 128, 255], |bytes| {
+        if let Ok(adapter) = open_adapter(&path) {
+            assert_eq!((adapter.targets().len(), adapter.factors().count()), (1, 2));
+            assert!(SafeTensors::deserialize(bytes).is_ok());
         }
-    }
-    assert!(!scene.at(FACTORS).exists());
+    });
 }

@@ -27,7 +27,9 @@ pub const TWO: &str = "model-00002-of-00002.safetensors";
 /// The file of the adapter.
 pub const FACTORS: &str = "adapter/adapter_model.safetensors";
 
-const CONFIG: &str = r#"{"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": ["q_proj"], "fan_in_fan_out": false, "bias": "none"}"#;
+/// The config of an adapter whose scale is 1.
+const CONFIG: &str =
+    r#"{"peft_type": "LORA", "r": RANK, "lora_alpha": RANK, "target_modules": ["q_proj"], "fan_in_fan_out": false, MORE}"#;
 
 /// The weight of the sound base.
 pub fn weight() -> Tensor {
@@ -113,13 +115,19 @@ impl Scene {
 
     /// An adapter of rank `rank` whose scale is 1.
     pub fn adapter(self, rank: u64, tensors: &[Tensor]) -> Scene {
-        let config = CONFIG.replace("RANK", &rank.to_string());
+        self.adapter_with(rank, tensors, r#""bias": "none""#)
+    }
+
+    /// The same with other members in its config.
+    pub fn adapter_with(self, rank: u64, tensors: &[Tensor], members: &str) -> Scene {
+        let config = CONFIG.replace("RANK", &rank.to_string()).replace("MORE", members);
         self.with(FACTORS, safetensors(tensors)).with("adapter/adapter_config.json", config)
     }
 
     /// An index with the right size of all tensors of the sound base.
     pub fn index(self, map: &[(&str, &str)]) -> Scene {
-        let members: Vec<_> = map.iter().map(|(tensor, shard)| format!("{tensor:?}: {}", serde_json::Value::from(*shard))).collect();
+        let members: Vec<_> =
+            map.iter().map(|(tensor, shard)| format!("{tensor:?}: {}", serde_json::Value::from(*shard))).collect();
         let text = format!("{{\"metadata\": {{\"total_size\": 60}}, \"weight_map\": {{{}}}}}", members.join(", "));
         self.with(INDEX, text)
     }
@@ -146,7 +154,8 @@ impl Scene {
     pub fn merged_with(&self, edit: impl FnOnce(&mut MergeOptions)) -> Merged {
         let before = self.snapshot();
         let report = self.merge(ReadMode::Read, edit).unwrap_or_else(|e| panic!("{e}"));
-        let (out, rest): (BTreeMap<_, _>, BTreeMap<_, _>) = self.snapshot().into_iter().partition(|(path, _)| path.starts_with("out"));
+        let (out, rest): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            self.snapshot().into_iter().partition(|(path, _)| path.starts_with("out"));
         assert!(before == rest, "the merge changed its inputs, or left something beside its output");
         let files = out.into_iter().filter_map(|(path, entry)| match entry {
             Entry::File(bytes) => Some((path.strip_prefix("out").unwrap().to_str().unwrap().to_owned(), bytes)),

@@ -1,8 +1,11 @@
 //! Table T: what the tensors hold.
 
 use std::fs;
+use std::path::Path;
 
-use loratool::{Limits, ReadMode, SafetensorsFile, Strictness, Values, open_adapter, open_checkpoint, validate_checkpoint};
+use loratool::{
+    Limits, ReadMode, Result, SafetensorsFile, Strictness, Values, open_adapter, open_checkpoint, validate_checkpoint,
+};
 
 use crate::bad::{Ask, Bad, rows};
 use crate::bytes::{Tensor, data_start, floats, raw, safetensors, tensor};
@@ -22,14 +25,35 @@ fn with_weight(at: usize, value: f64) -> Scene {
     Scene::sound().base(&[floats(WEIGHT, "F32", &[4, 3], &values), norm()])
 }
 
-/// A `(2, 2)` weight of `dtype` whose values are all `value`, and an adapter of rank 1 in `factor_dtype` that adds `a·b` to each.
+/// A `(2, 2)` weight of `dtype` whose values are all `value`, and a rank-1 adapter in `factor_dtype` that adds `a·b` to them.
 fn uniform(dtype: &'static str, value: f64, factor_dtype: &'static str, (a, b): (f64, f64)) -> Scene {
     let base = floats(WEIGHT, dtype, &[2, 2], &[value; 4]);
-    Scene::sound().base(&[base]).adapter(1, &[floats(A, factor_dtype, &[1, 2], &[a; 2]), floats(B, factor_dtype, &[2, 1], &[b; 2])])
+    Scene::sound()
+        .base(&[base])
+        .adapter(1, &[floats(A, factor_dtype, &[1, 2], &[a; 2]), floats(B, factor_dtype, &[2, 1], &[b; 2])])
+}
+
+/// The tensor that replaces [`NORM`].
+const NEW_NORM: &str = "base_model.model.norm.weight";
+/// The update of the bias beside [`WEIGHT`].
+const BIAS_UPDATE: &str = "base_model.model.layers.0.q_proj.lora_B.bias";
+
+/// A sound scene whose adapter replaces [`NORM`], which is of `dtype` in the base, by these F32 values.
+fn with_replacement(dtype: &'static str, values: [f64; 3]) -> Scene {
+    let tensors = [factors(), vec![floats(NEW_NORM, "F32", &[3], &values)]].concat();
+    let scene = Scene::sound().base(&[weight(), floats(NORM, dtype, &[3], &[1.0; 3])]);
+    scene.adapter_with(2, &tensors, r#""modules_to_save": ["norm"]"#)
+}
+
+/// A sound scene whose adapter adds these values to the bias of the layer.
+fn with_bias_update(values: [f64; 4]) -> Scene {
+    let tensors = [factors(), vec![floats(BIAS_UPDATE, "F32", &[4], &values)]].concat();
+    let scene = Scene::sound().base(&[weight(), floats("layers.0.q_proj.bias", "F32", &[4], &[1.0; 4])]);
+    scene.adapter_with(2, &tensors, r#""lora_bias": true"#)
 }
 
 /// Dtypes that are copied but never merged into, with the bytes of 16 values.
-const PACKED: [(&str, usize); 17] = [
+const PACKED: [(&str, usize); 18] = [
     ("BOOL", 16),
     ("U8", 16),
     ("I8", 16),
@@ -46,11 +70,17 @@ const PACKED: [(&str, usize); 17] = [
     ("F8_E4M3FNUZ", 16),
     ("F8_E5M2FNUZ", 16),
     ("F6_E2M3", 12),
+    ("F6_E3M2", 12),
     ("F4", 8),
 ];
 
 fn packed(name: &str, (dtype, len): (&'static str, usize)) -> Tensor {
-    tensor(name, dtype, &[4, 4], (0..len).map(|i| if dtype == "BOOL" { (i % 2) as u8 } else { 255 - i as u8 }).collect::<Vec<_>>())
+    tensor(
+        name,
+        dtype,
+        &[4, 4],
+        (0..len).map(|i| if dtype == "BOOL" { (i % 2) as u8 } else { 255 - i as u8 }).collect::<Vec<_>>(),
+    )
 }
 
 rows! {
@@ -59,43 +89,106 @@ rows! {
         let (base, adapter) = (safetensors(&[weight(), norm()]), safetensors(&factors()));
         vec![
             Bad::base(3, "C-015", cut(&base, 1)).says("truncated by 1 bytes").tensor(NORM).file_named("model.safetensors"),
-            Bad::adapter(3, "C-015", cut(&adapter, 1)).says("truncated by 1 bytes").tensor(B).file_named("adapter_model.safetensors"),
-            Bad::base(3, "C-004", base[..40].to_vec()).says("truncated"),
-            Bad::adapter(3, "C-004", adapter[..40].to_vec()).says("truncated"),
+            Bad::adapter(3, "C-015", cut(&adapter, 1))
+                .says("truncated by 1 bytes")
+                .tensor(B)
+                .file_named("adapter_model.safetensors"),
+            Bad::base(3, "C-004", &base[..40]).says("truncated"),
+            Bad::adapter(3, "C-004", &adapter[..40]).says("truncated"),
             Bad::scene(3, "C-015", Scene::container(|bytes| cut(&bytes, 1))).says("truncated by 1 bytes"),
         ]
     };
     t02_mapped_file_that_was_cut_within_its_last_page => {
         let large = safetensors(&[weight(), floats(NORM, "F32", &[4096], &[1.0; 4096])]);
-        let cut = |by: usize| Bad::base(3, "C-015", &large[..large.len() - by]).ask(Ask::MergeMapped).says(format!("truncated by {by} bytes")).tensor(NORM);
+        let cut = |by: usize| {
+            Bad::base(3, "C-015", &large[..large.len() - by])
+                .ask(Ask::MergeMapped)
+                .says(format!("truncated by {by} bytes"))
+                .tensor(NORM)
+        };
         vec![cut(1), cut(100), cut(4095)]
     };
-    t03_nan_in_a_factor => vec![
-        Bad::scene(5, "A-008", with_factor(A, 4, f64::NAN)).tensor(A).says("NaN").says("[1, 1]").file_named("adapter_model.safetensors"),
-        Bad::scene(5, "A-008", with_factor(B, 5, f64::NAN)).tensor(B).says("NaN").says("[2, 1]").file_named("adapter_model.safetensors"),
-        Bad::scene(5, "A-008", with_factor(B, 0, f64::NAN)).ask(Ask::ValidateAdapter).tensor(B).says("[0, 0]"),
-    ];
-    t03_nan_in_the_weight_that_is_updated => vec![
-        Bad::scene(5, "A-030", with_weight(7, f64::NAN)).tensor(WEIGHT).says("NaN").says("[2, 1]").says("--allow-nonfinite-base"),
-    ];
-    t04_infinity_in_a_factor => vec![
-        Bad::scene(5, "A-008", with_factor(A, 2, f64::INFINITY)).tensor(A).says("inf").says("[0, 2]"),
-        Bad::scene(5, "A-008", with_factor(B, 7, f64::NEG_INFINITY)).tensor(B).says("-inf").says("[3, 1]"),
-    ];
-    t04_infinity_in_the_weight_that_is_updated => vec![
-        Bad::scene(5, "A-030", with_weight(0, f64::INFINITY)).tensor(WEIGHT).says("inf").says("[0, 0]"),
-        Bad::scene(5, "A-030", with_weight(11, f64::NEG_INFINITY)).tensor(WEIGHT).says("-inf").says("[3, 2]"),
-    ];
-    t07_result_that_overflows_its_dtype => {
-        let overflow = |dtype, value, delta| Bad::scene(5, "A-031", uniform(dtype, value, "F32", (1.0, delta))).tensor(WEIGHT).says("overflows").says(dtype).says("[0, 0]");
-        vec![overflow("F16", 65504.0, 32.0).says("6.5504e4"), overflow("BF16", 3.38e38, 1e37), overflow("F32", 3.4e38, 3e38), overflow("F16", -65504.0, -16.0)]
+    t03_nan_in_a_factor => {
+        vec![
+            Bad::scene(5, "A-008", with_factor(A, 4, f64::NAN))
+                .tensor(A)
+                .says("NaN")
+                .says("[1, 1]")
+                .file_named("adapter_model.safetensors"),
+            Bad::scene(5, "A-008", with_factor(B, 5, f64::NAN))
+                .tensor(B)
+                .says("NaN")
+                .says("[2, 1]")
+                .file_named("adapter_model.safetensors"),
+            Bad::scene(5, "A-008", with_factor(B, 0, f64::NAN)).ask(Ask::ValidateAdapter).tensor(B).says("[0, 0]"),
+        ]
     };
-    t10_product_of_the_factors_that_overflows => vec![Bad::scene(5, "A-031", uniform("F32", 1.0, "F32", (3e38, 3e38))).tensor(WEIGHT).says("overflows")];
+    t03_nan_in_the_weight_that_is_updated => {
+        vec![
+            Bad::scene(5, "A-030", with_weight(7, f64::NAN))
+                .tensor(WEIGHT)
+                .says("NaN")
+                .says("[2, 1]")
+                .says("--allow-nonfinite-base"),
+        ]
+    };
+    t03_nan_in_a_replacement => {
+        vec![Bad::scene(5, "A-008", with_replacement("F32", [1.0, f64::NAN, 1.0])).tensor(NEW_NORM).says("NaN").says("[1]")]
+    };
+    t03_nan_in_a_bias_update => {
+        vec![Bad::scene(5, "A-008", with_bias_update([0.0, 0.0, 0.0, f64::NAN])).tensor(BIAS_UPDATE).says("NaN").says("[3]")]
+    };
+    t04_infinity_in_a_factor => {
+        vec![
+            Bad::scene(5, "A-008", with_factor(A, 2, f64::INFINITY)).tensor(A).says("inf").says("[0, 2]"),
+            Bad::scene(5, "A-008", with_factor(B, 7, f64::NEG_INFINITY)).tensor(B).says("-inf").says("[3, 1]"),
+        ]
+    };
+    t04_infinity_in_the_weight_that_is_updated => {
+        vec![
+            Bad::scene(5, "A-030", with_weight(0, f64::INFINITY)).tensor(WEIGHT).says("inf").says("[0, 0]"),
+            Bad::scene(5, "A-030", with_weight(11, f64::NEG_INFINITY)).tensor(WEIGHT).says("-inf").says("[3, 2]"),
+        ]
+    };
+    t07_result_that_overflows_its_dtype => {
+        let overflow = |dtype, value, delta| {
+            Bad::scene(5, "A-031", uniform(dtype, value, "F32", (1.0, delta)))
+                .tensor(WEIGHT)
+                .says("overflows")
+                .says(dtype)
+                .says("[0, 0]")
+        };
+        vec![
+            overflow("F16", 65504.0, 32.0).says("6.5504e4"),
+            overflow("BF16", 3.38e38, 1e37),
+            overflow("F32", 3.4e38, 3e38),
+            overflow("F16", -65504.0, -16.0),
+        ]
+    };
+    t07_replacement_that_overflows_the_dtype_of_the_base => {
+        vec![Bad::scene(5, "A-031", with_replacement("F16", [1.0, 1.0, 1e6])).tensor(NORM).says("overflows F16").says("[2]")]
+    };
+    t07_sum_that_overflows_the_widest_dtype => {
+        // inf - inf: the update itself is no number.
+        let factors = [floats(A, "F64", &[2, 3], &[1e200; 6]), floats(B, "F64", &[4, 2], &[1e200, -1e200].repeat(4))];
+        let scene = Scene::sound().adapter(2, &factors);
+        vec![
+            Bad::scene(5, "A-031", uniform("F64", 1.7e308, "F64", (1.0, 1e308))).tensor(WEIGHT),
+            Bad::scene(5, "A-031", scene).tensor(WEIGHT),
+        ]
+    };
+    t10_product_of_the_factors_that_overflows => {
+        vec![Bad::scene(5, "A-031", uniform("F32", 1.0, "F32", (3e38, 3e38))).tensor(WEIGHT).says("overflows")]
+    };
     t12_weight_of_a_packed_dtype_as_target => {
         let target = |kind: (&'static str, usize)| {
             let factors = [floats(A, "F32", &[1, 4], &[1.0; 4]), floats(B, "F32", &[4, 1], &[1.0; 4])];
             let scene = Scene::sound().base(&[packed(WEIGHT, kind)]).adapter(1, &factors);
-            Bad::scene(4, "A-025", scene).tensor(WEIGHT).says(kind.0).says("cannot merge into a packed or quantised dtype").says("unquantised")
+            Bad::scene(4, "A-025", scene)
+                .tensor(WEIGHT)
+                .says(kind.0)
+                .says("cannot merge into a packed or quantised dtype")
+                .says("unquantised")
         };
         PACKED.map(target).into()
     };
@@ -107,38 +200,40 @@ rows! {
         vec![of("C64", 8), of("I8", 1), of("F8_E4M3", 1), of("I64", 8)]
     };
     t16_bit_flipped_under_a_digest => {
-        let flipped = |offset: usize| move |mut bytes: Vec<u8>| {
-            let at = data_start(&bytes) + offset;
-            bytes[at] ^= 1;
-            bytes
+        let flipped = |offset: usize| {
+            move |mut bytes: Vec<u8>| {
+                let at = data_start(&bytes) + offset;
+                bytes[at] ^= 1;
+                bytes
+            }
         };
         let flip = |offset, tensor| Bad::scene(9, "C-037", Scene::container(flipped(offset))).says(tensor).says("damaged");
-        vec![flip(0, "lora_A"), flip(24, "lora_B"), flip(5, "lora_A").ask(Ask::ValidateAdapter), flip(55, "lora_B").ask(Ask::ValidateAdapter)]
+        vec![
+            flip(0, "lora_A"),
+            flip(24, "lora_B"),
+            flip(5, "lora_A").ask(Ask::ValidateAdapter),
+            flip(55, "lora_B").ask(Ask::ValidateAdapter),
+        ]
     };
 }
 
-/// Wherever a file is cut, it is refused as a file, by either reader.
+/// Cuts a file at every byte, from its end on; whatever is left, `open` refuses it as a file that breaks its own rules.
+fn cut_everywhere<T>(path: &Path, open: impl Fn() -> Result<T>) {
+    let file = fs::OpenOptions::new().write(true).open(path).unwrap();
+    assert!(open().is_ok());
+    for len in (0..file.metadata().unwrap().len()).rev() {
+        file.set_len(len).unwrap();
+        let error = open().err().unwrap_or_else(|| panic!("the file cut at {len} is accepted"));
+        assert_eq!(error.class().exit_code(), 3, "{error}");
+    }
+}
+
 #[test]
 fn t01_files_cut_at_every_byte() {
-    let scene = Scene::sound();
-    let container = Scene::container(|bytes| bytes);
-    let (base, adapter) = (safetensors(&[weight(), norm()]), safetensors(&factors()));
-    let whole = fs::read(container.at("adapter")).unwrap();
-    for cut in 0..base.len() {
-        fs::write(scene.at(MODEL), &base[..cut]).unwrap();
-        let error = open_checkpoint(scene.at("base")).err().unwrap_or_else(|| panic!("a base cut at {cut} is accepted"));
-        assert_eq!(error.class().exit_code(), 3, "{error}");
-    }
-    for cut in 0..adapter.len() {
-        fs::write(scene.at(FACTORS), &adapter[..cut]).unwrap();
-        let error = open_adapter(scene.at("adapter")).err().unwrap_or_else(|| panic!("an adapter cut at {cut} is accepted"));
-        assert_eq!(error.class().exit_code(), 3, "{error}");
-    }
-    for cut in 0..whole.len() {
-        fs::write(container.at("adapter"), &whole[..cut]).unwrap();
-        let error = open_adapter(container.at("adapter")).err().unwrap_or_else(|| panic!("a container cut at {cut} is accepted"));
-        assert_eq!(error.class().exit_code(), 3, "{error}");
-    }
+    let (scene, container) = (Scene::sound(), Scene::container(|bytes| bytes));
+    cut_everywhere(&container.at("adapter"), || open_adapter(container.at("adapter")));
+    cut_everywhere(&scene.at(FACTORS), || open_adapter(scene.at("adapter")));
+    cut_everywhere(&scene.at(MODEL), || open_checkpoint(scene.at("base")));
 }
 
 /// A map of a file that was cut must not read as zeros.

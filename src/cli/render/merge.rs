@@ -188,5 +188,9 @@ fn balance(report: &MergeReport) -> String {
         }
         text.push('\n');
     }
+    if let Some((all, narrowed)) = report.changed_if_narrowed() {
+        let (bf16, f16) = (figure::percent(narrowed.bf16, all), figure::percent(narrowed.f16, all));
+        text.push_str(&format!("stored in 16 bits later, {bf16} % would differ from the base in BF16, {f16} % in F16\n"));
+    }
     text
 }

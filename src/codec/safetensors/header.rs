@@ -29,13 +29,16 @@ pub(crate) struct Entry {
     pub(crate) end: u64,
 }
 
+/// Keys and values of `__metadata__`, in order.
+pub(crate) type Metadata = Vec<(String, String)>;
+
 /// A checked header: every tensor lies in the file, and together they tile it.
 #[derive(Debug)]
 pub(crate) struct Header {
     /// Tensors in the order of the header's text.
     pub(crate) entries: Vec<Entry>,
     /// `__metadata__` in the order of the text.
-    pub(crate) metadata: Vec<(String, String)>,
+    pub(crate) metadata: Metadata,
     /// Offset of the first data byte: length field and header.
     pub(crate) data_start: u64,
     /// What a lenient reader let pass.
@@ -71,10 +74,9 @@ fn read_text(source: &ByteSource, path: &Path, limits: &Limits) -> Result<Vec<u8
     if file_len == 0 {
         return Err(fail(rules::LENGTH_FIELD, "the file is empty".into()).help(again));
     }
-    let mut head = [0u8; 64];
-    let head = &mut head[..file_len.min(64) as usize];
-    source.read_at(path, 0, head)?;
-    let foreign = |error: Error| match foreign_kind(head) {
+    let mut head = vec![0; usize::try_from(file_len.min(64)).unwrap_or_default()];
+    source.read_at(path, 0, &mut head)?;
+    let foreign = |error: Error| match foreign_kind(&head) {
         Some((kind, help)) => fail(rules::IS_SAFETENSORS, format!("this is {kind}")).help(help),
         None => error,
     };
@@ -185,13 +187,14 @@ impl Reader<'_> {
         })
     }
 
-    fn parse(&mut self, text: &str) -> Result<(Vec<Entry>, Vec<(String, String)>)> {
+    fn parse(&mut self, text: &str) -> Result<(Vec<Entry>, Metadata)> {
         let found = self.object(rules::HEADER_OBJECT, 0, text, "the header")?;
-        if found.len() > self.limits.tensors {
+        let tensors = found.iter().filter(|member| member.key != "__metadata__").count();
+        if tensors > self.limits.tensors {
             return Err(self.fail(
                 rules::TENSOR_LIMIT,
                 0,
-                format!("{} tensors, over the limit of {}", found.len(), self.limits.tensors),
+                format!("{tensors} tensors, over the limit of {}", self.limits.tensors),
             ));
         }
         let mut entries = Vec::with_capacity(found.len());
@@ -218,7 +221,7 @@ impl Reader<'_> {
         Ok((entries, metadata.unwrap_or_default()))
     }
 
-    fn metadata(&mut self, member: &Member<'_>) -> Result<Vec<(String, String)>> {
+    fn metadata(&mut self, member: &Member<'_>) -> Result<Metadata> {
         if member.value.get() == "null" {
             // MLX writes it; there is one meaning that it can have.
             self.warnings.extend(self.fail(rules::METADATA_STRINGS, member.offset, "__metadata__ is null").into_diagnostics());

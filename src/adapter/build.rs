@@ -116,8 +116,12 @@ fn check_shapes(target: &Target, problems: &mut Vec<Diagnostic>) {
         } else {
             "convolution and expert factors are not applied by this version"
         };
-        let rule = if empty { rules::FACTOR_SHAPES } else { rules::METHOD_SUPPORTED };
-        return problem(rule, format!("{shapes} are not both matrices"), help);
+        return match empty {
+            true => problem(rules::FACTOR_SHAPES, format!("{shapes} are not both matrices"), help),
+            false => {
+                problem(rules::METHOD_SUPPORTED, format!("{shapes} are factors of a convolution or of a stack of experts"), help)
+            }
+        };
     };
     if a_rank == b_rank && a_rank > 0 && out > 0 && inner > 0 {
         if a_rank != target.scaling.rank {

@@ -86,7 +86,10 @@ pub(crate) fn read_error(path: &Path, error: std::io::Error) -> Error {
         }
         // What open(2) says of a socket.
         _ if error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => {
-            return Error::new(rules::NOT_REGULAR, "expected a file, found a socket or a device").file(path).because(error);
+            return Error::new(rules::NOT_REGULAR, "expected a file, found a socket or a device")
+                .file(path)
+                .help("check the path")
+                .because(error);
         }
         _ => (format!("cannot read: {error}"), "check the disk and try again"),
     };

@@ -34,7 +34,8 @@ pub(super) fn problem(base: &Checkpoint, name: &str, untie: bool) -> Option<Diag
     if untie {
         return None;
     }
-    let twin = tie.heads.iter().find(|head| **head != name).or(tie.present.first()).copied().unwrap_or_default();
+    let others = tie.heads.iter().filter(|head| **head != name).chain(&tie.present).chain(&tie.absent);
+    let twin = others.copied().next().unwrap_or_default();
     let message = match (stored, tie.present.is_empty()) {
         (false, _) => format!("{name:?} is tied to {twin:?} and not stored in the base: merging into it would change both"),
         (true, true) => format!("{twin:?} is tied to {name:?}: merging into it would change both"),

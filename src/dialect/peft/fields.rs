@@ -30,7 +30,8 @@ impl<'a> Fields<'a> {
 
     fn wrong(&mut self, name: &str, found: &Json, expected: &str) {
         let message = format!("{name} is {}, not {expected}", found.describe());
-        self.problems.push(Diagnostic::new(rules::CONFIG_TYPES, message).tensor(name));
+        let field = name.rsplit(' ').next().unwrap_or(name);
+        self.problems.push(Diagnostic::new(rules::CONFIG_TYPES, message).tensor(field));
     }
 
     fn too_many(&mut self, name: &str, found: usize) {
@@ -153,7 +154,8 @@ impl Wrong {
             Wrong::Type(what) => (rules::CONFIG_TYPES, what),
             Wrong::Limit(what) => (rules::CONFIG_LIMIT, what),
         };
-        let key = field.split(' ').next().unwrap_or(field);
+        let of = field.strip_prefix("an entry of ").unwrap_or(field);
+        let key = of.split(' ').next().unwrap_or(of);
         Diagnostic::new(rule, format!("{field} is {message}")).tensor(key)
     }
 }

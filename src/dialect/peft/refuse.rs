@@ -141,11 +141,20 @@ const VARIANTS: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// `P-006` for every field of [`VARIANTS`] that is set.
+/// Those of [`VARIANTS`] that are true or false.
+const FLAGS: &[&str] = &["use_dora", "use_qalora"];
+
+/// `P-006` for every field of [`VARIANTS`] that is set, `P-004` for a flag that is none.
 pub(super) fn variants(fields: &[(String, Json)]) -> impl Iterator<Item = Diagnostic> {
-    let set = |name: &str| fields.iter().any(|(key, value)| key == name && is_set(value));
-    VARIANTS.iter().filter(move |(name, ..)| set(name)).map(|(name, why, way_out)| {
-        Diagnostic::new(rules::CONFIG_METHOD, format!("{name} is set: {why}")).tensor(*name).help(*way_out)
+    let value = |name: &str| fields.iter().find(|(key, _)| key == name).map(|(_, value)| value).filter(|value| is_set(value));
+    VARIANTS.iter().filter_map(move |(name, why, way_out)| {
+        let diagnostic = match value(name)? {
+            other if FLAGS.contains(name) && !matches!(other, Json::Bool(_)) => {
+                Diagnostic::new(rules::CONFIG_TYPES, format!("{name} is {}, not true or false", other.describe()))
+            }
+            _ => Diagnostic::new(rules::CONFIG_METHOD, format!("{name} is set: {why}")).help(*way_out),
+        };
+        Some(diagnostic.tensor(*name))
     })
 }
 

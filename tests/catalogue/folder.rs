@@ -120,7 +120,7 @@ rows! {
         };
         vec![
             Bad::scene(6, "K-009", socket(without_first(), &first())).says("socket").file_named(ONE),
-            Bad::scene(6, "E-001", socket(Scene::sound().without(FACTORS), FACTORS)),
+            Bad::scene(6, "E-007", socket(Scene::sound().without(FACTORS), FACTORS)).says("socket"),
         ]
     };
     x03_shard_that_is_a_folder => {

@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 use crate::bad::{Ask, Bad, Row};
 use crate::bytes::floats;
 use crate::scene::{Scene, norm, weight, within};
-use crate::{folder, header, values};
+use crate::{adapter, binding, config, folder, header, values};
 
 /// Runs the binary in the scene's folder.
 fn run(scene: &Scene, args: &[&str]) -> Output {
@@ -113,6 +113,13 @@ fn the_binary_refuses_bad_values() {
 #[test]
 fn the_binary_refuses_bad_folders() {
     check_table(folder::ROWS, true);
+}
+
+#[test]
+fn the_binary_refuses_bad_adapters_pairs_and_configs() {
+    check_table(adapter::ROWS, false);
+    check_table(binding::ROWS, false);
+    check_table(config::ROWS, false);
 }
 
 /// Names from files are shown, never obeyed.

@@ -141,6 +141,7 @@ rules! {
     INTERRUPTED       = "E-006", Interrupted, "the run is not interrupted";
     NOT_REGULAR       = "E-007", Io,    "input is a regular file";
     MEMORY            = "E-008", Limit, "memory for the header can be had";
+    BALANCE           = "E-009", Integrity, "the counts of tensors balance";
     ARGUMENT          = "U-001", Usage, "an argument has a value of its kind";
     OUTPUT_EXISTS     = "U-002", Usage, "output is not overwritten unasked";
     OUTPUT_IS_INPUT   = "U-003", Usage, "output is not an input, and is not written through a link";

@@ -115,6 +115,17 @@ fn merge_reports_a_balance_and_leaves_nothing_else_behind() {
 }
 
 #[test]
+fn merge_says_what_survived_and_what_16_bits_would_keep() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let wide = text(&run(&["merge", &path("models/llama-tiny-f32"), "--adapter", &adapter(), "-o", &output("f32")]).stdout);
+    assert!(wide.contains(" % of the update survived rounding\nstored in BF16 later, "), "{wide}");
+    assert!(wide.contains(" % of them would differ from the base; in F16, "), "{wide}");
+    let narrow = text(&run(&["merge", &base(), "--adapter", &adapter(), "-o", &output("bf16")]).stdout);
+    assert!(narrow.ends_with(" touched weights changed; 100 % of the update survived rounding\n"), "{narrow}");
+}
+
+#[test]
 fn convert_says_that_nothing_is_lost() {
     let folder = tempfile::tempdir().unwrap();
     let container = folder.path().join("adapter.safetensors");
@@ -228,7 +239,9 @@ fn a_file_size_limit_is_an_error_and_not_a_signal() {
         folder.path().display()
     );
     let out = Command::new("sh").args(["-c", &command]).output().unwrap();
-    assert_eq!(out.status.code(), Some(6), "{}", text(&out.stderr));
+    let said = text(&out.stderr);
+    assert_eq!(out.status.code(), Some(6), "{said}");
+    assert!(said.contains("/m/model-0000") && !said.contains(".loratool-"), "the staging is named: {said}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
 

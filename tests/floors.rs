@@ -24,8 +24,8 @@ const FLOORS: &[(&str, u32)] = &[
 ];
 
 /// Imports between modules of one floor that are as they should be: an error cites a rule, a rule has a class, and bytes are hashed
-/// with their dtype and shape.
-const SAME_FLOOR: &[(&str, &str)] = &[("error", "rules"), ("rules", "error"), ("io", "tensor")];
+/// with their dtype and shape. A report shows a renaming as the plan made it.
+const SAME_FLOOR: &[(&str, &str)] = &[("error", "rules"), ("rules", "error"), ("io", "tensor"), ("report", "plan")];
 
 /// What must not be seen even from a higher floor.
 const FORBIDDEN: &[(&str, &str)] = &[("checkpoint", "adapter"), ("adapter", "codec"), ("adapter", "io"), ("exec", "dialect")];
@@ -61,6 +61,8 @@ fn modules_import_from_lower_floors_only() {
         }
         let own = floor(module).unwrap_or_else(|| panic!("{module} has no floor"));
         let text = std::fs::read_to_string(&file).unwrap();
+        // A list after `crate::` would hide its modules from this test; the command line, at the top, may import anything public.
+        assert!(module == "cli" || !text.contains("use crate::{"), "{} imports a list from the root", relative.display());
         for import in
             text.split("crate::").skip(1).map(|rest| rest.split(|c: char| !c.is_alphanumeric() && c != '_').next().unwrap())
         {

@@ -69,9 +69,9 @@ fn real_adapters_survive_the_way_through_the_container() {
         let Some(folder) = real(path) else { continue };
         let (container, back) = (scratch.path().join(format!("{i}.safetensors")), scratch.path().join(format!("{i}")));
         let mut options = ConvertOptions::default();
-        convert(&open_adapter(&folder).unwrap(), &container, &options).unwrap();
+        convert(&open_adapter(&folder).unwrap(), &container, &options, &()).unwrap();
         options.to = ConvertTo::Peft;
-        let report = convert(&open_adapter(&container).unwrap(), &back, &options).unwrap();
+        let report = convert(&open_adapter(&container).unwrap(), &back, &options, &()).unwrap();
         assert_eq!(report.losses, [], "{path}");
         let tensors = |folder: &Path| {
             let bytes = std::fs::read(folder.join("adapter_model.safetensors")).unwrap();

@@ -97,7 +97,7 @@ fn the_vectors_have_the_content_roots_and_warnings_that_the_manifest_states() {
         if let Some(content) = vector.get("content") {
             let adapter = loratool::open_adapter(&path).unwrap();
             let copy = scratch.path().join(format!("{i}.safetensors"));
-            let report = loratool::convert(&adapter, &copy, &Default::default()).unwrap();
+            let report = loratool::convert(&adapter, &copy, &Default::default(), &()).unwrap();
             assert_eq!(&report.content, content.as_str().unwrap(), "{}", path.display());
             roots += 1;
         }

@@ -5,8 +5,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::links;
-use crate::error::{Error, Result};
-use crate::rules;
+use crate::error::Result;
+use crate::io::read_error;
 
 /// How deep sub-folders are looked into, such as `1_Pooling/config.json` of sentence-transformers.
 const DEPTH: usize = 3;
@@ -34,10 +34,7 @@ pub(super) fn list(folder: &Path, used: &[&str]) -> Result<Vec<Companion>> {
 
 fn walk(root: &Path, below: &Path, depth: usize, found: &mut Vec<Companion>) -> Result<()> {
     let folder = root.join(below);
-    let unreadable = |e: std::io::Error| {
-        let error = Error::new(rules::READ, format!("cannot list the folder: {e}")).file(&folder);
-        error.help("check the permissions of the folder").because(e)
-    };
+    let unreadable = |e| read_error(&folder, e);
     for entry in fs::read_dir(&folder).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?;
         let (name, kind) = (entry.file_name(), entry.file_type().map_err(unreadable)?);

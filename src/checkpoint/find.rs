@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use crate::error::{Diagnostic, Error, Result};
+use crate::io::read_error;
 use crate::rules;
 
 /// How the name of a shard index ends.
@@ -98,10 +99,7 @@ fn nothing(folder: &Path, names: &[String]) -> Error {
 
 /// Names of the folder's files and folders, sorted; hidden ones, such as the `._` files of macOS, are passed over.
 fn list(folder: &Path) -> Result<Vec<String>> {
-    let unreadable = |e: std::io::Error| {
-        let error = Error::new(rules::READ, format!("cannot list the folder: {e}")).file(folder);
-        error.help("check the permissions of the folder").because(e)
-    };
+    let unreadable = |e| read_error(folder, e);
     let mut names = Vec::new();
     for entry in std::fs::read_dir(folder).map_err(unreadable)? {
         let name = entry.map_err(unreadable)?.file_name();

@@ -8,10 +8,7 @@ use super::{Checkpoint, Shard};
 use crate::error::{Diagnostic, Error, Result};
 use crate::io::{ContentRoot, structure_digest, tensor_digest};
 use crate::rules;
-use crate::tensor::TensorSource;
-
-/// Bytes read at a time.
-const PIECE: u64 = 1 << 20;
+use crate::tensor::{TensorSource, pieces};
 
 impl Checkpoint {
     /// The root over the structure of all tensors. Costs no reads.
@@ -43,7 +40,7 @@ impl Checkpoint {
         let absent = || Error::new(rules::READ, "no such tensor").file(self.path()).tensor(name);
         let info = self.info(name).ok_or_else(absent)?;
         let mut hash = tensor_digest(info);
-        in_pieces(info.bytes(), |offset, piece| {
+        pieces(info.bytes(), |offset, piece| {
             self.read(name, offset, piece)?;
             hash.update(piece);
             Ok(())
@@ -66,7 +63,7 @@ impl Shard {
         // The cache names files by their Git blob hash, of 40 digits, where the Hub keeps no SHA-256.
         let Some(stated) = self.blob.as_ref().filter(|blob| blob.len() == 64) else { return Ok(None) };
         let mut hash = Sha256::new();
-        in_pieces(self.file.file_len(), |offset, piece| {
+        pieces(self.file.file_len(), |offset, piece| {
             self.file.read_bytes(offset, piece)?;
             hash.update(piece);
             Ok(())
@@ -76,18 +73,4 @@ impl Shard {
         let broken = || Diagnostic::new(rules::BLOB_DIGEST, message()).file(self.file.path()).help("download the file again");
         Ok((found != *stated).then(broken))
     }
-}
-
-/// Calls `step` with the offset of, and a buffer for, each piece of `len` bytes.
-fn in_pieces(len: u64, mut step: impl FnMut(u64, &mut [u8]) -> Result<()>) -> Result<()> {
-    let mut buffer = vec![0; len.min(PIECE) as usize];
-    let mut offset = 0;
-    while offset < len {
-        let size = (len - offset).min(PIECE);
-        if let Some(piece) = buffer.get_mut(..size as usize) {
-            step(offset, piece)?;
-        }
-        offset += size;
-    }
-    Ok(())
 }

@@ -11,7 +11,7 @@ use super::output;
 use super::render::{self, escape, json};
 use super::signals::Signals;
 use crate::report::{ConvertReport, InspectReport, MergeReport, Note, ValidateReport};
-use crate::{Class, Error};
+use crate::{Class, Error, Renaming};
 
 /// How a command speaks.
 #[derive(Debug, Clone, Copy)]
@@ -74,7 +74,7 @@ pub(super) struct Fit {
     /// Adapter tensors that a flag leaves out.
     pub ignored: u64,
     /// The prefix that the adapter's names have and the one that the base has instead, if they differ.
-    pub renaming: Option<(String, String)>,
+    pub renaming: Option<Renaming>,
     /// `verified` if the adapter names the structure of this base, `unverified` if it names none.
     pub structure: &'static str,
     /// What is worth saying about the two together.

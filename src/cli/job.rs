@@ -120,7 +120,13 @@ fn merge(args: MergeArgs) -> Result<MergeJob> {
         output: args.output,
         dry_run: args.dry_run,
         open: open(&args.open, if args.mmap { ReadMode::Map } else { ReadMode::Read })?,
-        options: MergeOptions { bind: bind(args.bind)?, exec, overwrite: overwrite(args.overwrite), ..Default::default() },
+        options: MergeOptions {
+            bind: bind(args.bind)?,
+            exec,
+            overwrite: overwrite(args.overwrite),
+            allow_repeat: args.allow_repeat,
+            ..Default::default()
+        },
     })
 }
 

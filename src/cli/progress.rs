@@ -1,4 +1,4 @@
-//! What is shown while a merge runs, and the way in which a signal reaches it. The bar appears only on a terminal, only for work that
+//! What is shown while a merge or a conversion runs, and the way in which a signal reaches it. The bar appears only on a terminal, only for work that
 //! takes a while, and is gone without a trace when the work ends, however it ends.
 
 use std::io;
@@ -20,9 +20,11 @@ const TICK: Duration = Duration::from_millis(200);
 /// Fits in [`Line::width`].
 const LINE: &str = "{msg:<8} [{bar:20}] {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  ETA {eta}";
 
-/// Watches a merge.
+/// Watches a merge or a conversion.
 pub(super) struct Watch<'s> {
     signals: &'s Signals,
+    /// What is being done, in at most 8 characters.
+    doing: &'static str,
     total: u64,
     shown: Option<Shown>,
 }
@@ -36,8 +38,8 @@ struct Shown {
 
 impl<'s> Watch<'s> {
     /// Starts the clock. `total` is the bytes of weights that will be written.
-    pub(super) fn start(signals: &'s Signals, total: u64, show: bool) -> Self {
-        Watch { signals, total, shown: show.then(|| Shown::new(total)) }
+    pub(super) fn start(signals: &'s Signals, doing: &'static str, total: u64, show: bool) -> Self {
+        Watch { signals, doing, total, shown: show.then(|| Shown::new(total)) }
     }
 }
 
@@ -49,7 +51,7 @@ impl Progress for Watch<'_> {
             if before == 0 {
                 // The time for checking the inputs is no time of writing.
                 bar.reset_eta();
-                bar.set_message("merging");
+                bar.set_message(self.doing);
             } else if before + bytes >= self.total {
                 bar.set_message("syncing");
             }

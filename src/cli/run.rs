@@ -17,7 +17,7 @@ pub(super) fn run(job: &Job, signals: &Signals, show_progress: bool) -> Finished
         Job::Inspect(job) => return run_inspect(job),
         Job::Validate(job) => run_validate(job).map(Found::Validate),
         Job::Merge(job) => run_merge(job, signals, show_progress).map(Found::Merge),
-        Job::Convert(job) => run_convert(job, signals).map(Found::Convert),
+        Job::Convert(job) => run_convert(job, signals, show_progress).map(Found::Convert),
     };
     found.map_or_else(Finished::failed, Finished::found)
 }
@@ -58,12 +58,12 @@ fn fit(job: &InspectJob, adapter: &Adapter) -> Result<Fit> {
     let weighted = Weighted::full(adapter);
     let plan = Plan::new(&base, &[weighted], &job.bind, &job.open.limits)?;
     let binding = Binding::new(&base, weighted, 0, &job.bind, &job.open.limits)?;
-    let renaming = plan.renamings().first().filter(|renaming| !renaming.is_identity());
+    let renaming = plan.renamings().first().filter(|renaming| !renaming.is_identity()).cloned();
     Ok(Fit {
         base: base.path().display().to_string(),
         tensors: binding.tensors().count() as u64,
         ignored: plan.ignored().len() as u64,
-        renaming: renaming.map(|renaming| (renaming.from.clone(), renaming.to.clone())),
+        renaming,
         structure: if adapter.base().structure.is_some() { "verified" } else { "unverified" },
         warnings: plan.warnings().iter().map(Note::from).collect(),
     })
@@ -104,18 +104,15 @@ fn run_merge(job: &MergeJob, signals: &Signals, show_progress: bool) -> Result<M
         return dry_run(&base, &weighted, &job.output, &job.options);
     }
     let total = base.names().filter_map(|name| base.info(name)).map(|info| info.bytes()).fold(0, u64::saturating_add);
-    let watch = Watch::start(signals, total, show_progress);
+    let watch = Watch::start(signals, "merging", total, show_progress);
     merge(&base, &weighted, &job.output, &job.options, &watch)
 }
 
-fn run_convert(job: &ConvertJob, signals: &Signals) -> Result<ConvertReport> {
+fn run_convert(job: &ConvertJob, signals: &Signals, show_progress: bool) -> Result<ConvertReport> {
     let adapter = open_adapter_with(&job.source, &job.open);
     let base = job.base.as_ref().map(|path| open_checkpoint_with(path, &job.open)).transpose();
     let (base, adapters) = opened(base, vec![adapter])?;
     let adapter = adapters.first().ok_or_else(|| Error::new(rules::ARGUMENT, "no adapter is given"))?;
-    if signals.stop() {
-        return Err(Error::new(rules::INTERRUPTED, "interrupted; nothing was written").help("run the command again"));
-    }
     let options = ConvertOptions {
         to: job.to,
         base: base.as_ref(),
@@ -123,7 +120,9 @@ fn run_convert(job: &ConvertJob, signals: &Signals) -> Result<ConvertReport> {
         overwrite: job.overwrite,
         limits: job.open.limits.clone(),
     };
-    convert(adapter, &job.output, &options)
+    let total = adapter.factors().map(|factor| factor.info().bytes()).fold(0, u64::saturating_add);
+    let watch = Watch::start(signals, "writing", total, show_progress);
+    convert(adapter, &job.output, &options, &watch)
 }
 
 /// The inputs of a command, or everything that is wrong with any of them.

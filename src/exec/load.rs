@@ -8,7 +8,7 @@ use crate::error::{Error, Result};
 use crate::kernel::Float;
 use crate::plan::Panel;
 use crate::rules;
-use crate::tensor::{Dtype, TensorSource};
+use crate::tensor::{Dtype, TensorSource, pieces};
 
 /// Rows `rows` of B `(out, rank)` and all of A `(rank, in)`, in f64.
 ///
@@ -28,18 +28,13 @@ pub(crate) fn read_factors(target: &Target, rows: Range<u64>) -> Result<(Vec<f64
 /// # Errors
 /// `A-008`, `E-001`, `E-004`.
 pub(crate) fn check_finite(factor: &Factor) -> Result<()> {
-    const PIECE: u64 = 1 << 17;
     let float = float_of(factor.info().dtype).unwrap_or_else(|| unreachable!("adapters hold plain floats only"));
-    let (mut raw, mut out) = (Vec::new(), Vec::new());
-    let all = factor.info().shape.elements();
-    let mut first = 0;
-    while first < all {
-        out.clear();
-        out.resize(size((all - first).min(PIECE)), 0.0);
-        range(factor, float, first, &mut raw, &mut out)?;
-        first += out.len() as u64;
-    }
-    Ok(())
+    let mut out = Vec::new();
+    pieces(factor.info().bytes(), |offset, raw| {
+        factor.read(offset, raw)?;
+        out.resize(raw.len() / float.size(), 0.0);
+        widen(factor, float, offset / float.size() as u64, raw, &mut out)
+    })
 }
 
 /// How many values of a tensor are not finite, and the coordinates of the first; `None` if all are, or if it is no plain float.
@@ -47,23 +42,19 @@ pub(crate) fn check_finite(factor: &Factor) -> Result<()> {
 /// # Errors
 /// `E-001`, `E-004`.
 pub(crate) fn count_nonfinite(source: &dyn TensorSource, name: &str) -> Result<Option<(u64, String)>> {
-    const PIECE: u64 = 1 << 17;
     let Some((info, float)) = source.info(name).and_then(|info| Some((info, float_of(info.dtype)?))) else { return Ok(None) };
-    let (mut raw, mut out) = (Vec::new(), Vec::new());
-    let all = info.shape.elements();
-    let (mut first, mut count, mut place) = (0, 0, None);
-    while first < all {
-        let n = size((all - first).min(PIECE));
-        raw.resize(n * float.size(), 0);
-        out.resize(n, 0.0);
-        source.read(name, first * float.size() as u64, &mut raw)?;
-        float.widen(&raw, &mut out);
+    let (mut out, mut count, mut place) = (Vec::new(), 0, None);
+    pieces(info.bytes(), |offset, raw| {
+        source.read(name, offset, raw)?;
+        out.resize(raw.len() / float.size(), 0.0);
+        float.widen(raw, &mut out);
+        let first = offset / float.size() as u64;
         for (i, _) in out.iter().enumerate().filter(|(_, value)| !value.is_finite()) {
             count += 1;
             place.get_or_insert_with(|| coordinates(info.shape.dims(), first + i as u64));
         }
-        first += n as u64;
-    }
+        Ok(())
+    })?;
     Ok(place.map(|place| (count, place)))
 }
 
@@ -158,6 +149,11 @@ fn range(factor: &Factor, float: Float, first: u64, raw: &mut Vec<u8>, out: &mut
     raw.clear();
     raw.resize(out.len() * float.size(), 0);
     factor.read(first * float.size() as u64, raw)?;
+    widen(factor, float, first, raw, out)
+}
+
+/// Widens the values from element `first` on, all of which must be finite.
+fn widen(factor: &Factor, float: Float, first: u64, raw: &[u8], out: &mut [f64]) -> Result<()> {
     float.widen(raw, out);
     match out.iter().position(|value| !value.is_finite()) {
         None => Ok(()),

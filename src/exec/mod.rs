@@ -6,4 +6,4 @@ mod run;
 
 pub(crate) use load::{check_finite, count_nonfinite, read_factors};
 pub use run::{ExecOptions, Progress};
-pub(crate) use run::{Outcome, compute, memory, run};
+pub(crate) use run::{Outcome, compute, interrupted, memory, run};

@@ -72,6 +72,7 @@ struct Task<'p, 'a> {
 struct Output<'p, 'a> {
     shard: &'p OutShard<'a>,
     file: File,
+    /// Its name in messages.
     path: PathBuf,
 }
 
@@ -85,7 +86,7 @@ struct Scratch {
     panels: Vec<(Vec<f64>, Vec<f64>)>,
 }
 
-/// Writes the weights of every output shard into files that `create` makes.
+/// Writes the weights of every output shard into files that `create` makes; the path that it gives is the file's name in messages.
 ///
 /// # Errors
 /// The first by the order of the plan: `E-001`, `E-002`, `E-004`, `E-006`, `A-008`, `A-030`, `A-031`.
@@ -124,7 +125,7 @@ pub(crate) fn run(
     let threads = options.threads.map_or(0, NonZeroUsize::get);
     // Where threads cannot be had, the work is done on this one: the bytes are the same.
     let results: Vec<Result<Sums>> = match rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
-        Ok(pool) => pool.install(|| tasks.par_iter().enumerate().with_max_len(1).map_init(Scratch::default, one).collect()),
+        Ok(pool) => pool.install(|| tasks.par_iter().enumerate().map_init(Scratch::default, one).collect()),
         Err(_) => {
             let mut scratch = Scratch::default();
             tasks.iter().enumerate().map(|task| one(&mut scratch, task)).collect()
@@ -154,7 +155,8 @@ pub(crate) fn memory(plan: &Plan<'_>, options: &ExecOptions) -> u64 {
     threads * plan.changes().map(of).max().unwrap_or(0).max(tile)
 }
 
-fn interrupted() -> Error {
+/// The error of work that [`Progress::cancelled`] ended.
+pub(crate) fn interrupted() -> Error {
     Error::new(rules::INTERRUPTED, "interrupted; nothing was published").help("run the command again")
 }
 
@@ -317,7 +319,7 @@ fn compute_block(
         base: &scratch.base,
         out: &mut scratch.out,
         cols: (cols.end - cols.start) as usize,
-        keep_nonfinite: plan.keep_nonfinite,
+        keep_nonfinite: plan.keep_nonfinite && matches!(change.origin, Origin::Base { .. }),
     };
     let sums = update_tile(isa, &mut tile, &parts);
     if sums.nonfinite > 0 {
@@ -377,7 +379,13 @@ fn first_nonfinite(
     let (mut base, mut out) = (vec![0.0; scratch.out.len() / to.size()], vec![0.0; scratch.out.len() / to.size()]);
     from.widen(&scratch.base, &mut base);
     to.widen(&scratch.out, &mut out);
-    let at = out.iter().zip(&base).position(|(m, w)| !m.is_finite() && (w.is_finite() || !plan.keep_nonfinite)).unwrap_or(0);
+    let at = out
+        .iter()
+        .zip(&base)
+        .position(|(m, w)| {
+            !m.is_finite() && (w.is_finite() || !plan.keep_nonfinite || matches!(change.origin, Origin::Adapter(_)))
+        })
+        .unwrap_or(0);
     let element = (rows.start + (at / width.max(1)) as u64) * total + cols.start + (at % width.max(1)) as u64;
     let coordinates = coordinates(change.info.shape.dims(), element);
     let dtype = change.info.dtype;

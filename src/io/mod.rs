@@ -10,4 +10,4 @@ pub(crate) use digest::{ContentRoot, structure_digest, tensor_digest};
 pub use publish::Overwrite;
 pub(crate) use publish::{OutputKind, Staging, check_output, free_space, write_error};
 pub use source::ReadMode;
-pub(crate) use source::{ByteSource, open, read_small};
+pub(crate) use source::{ByteSource, open, read_error, read_small};

@@ -2,7 +2,6 @@
 //! renamed; on any error or interruption the staging is removed and the target is what it was. Never written through a link,
 //! never over an input.
 
-use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -81,7 +80,8 @@ pub(crate) fn check_output(target: &Path, kind: OutputKind, inputs: &[&Path], ov
             .file(target)
             .help("give another name, or pass --overwrite"));
     }
-    check_not_inside(parent, inputs, target)
+    check_not_inside(parent, inputs, target)?;
+    if found.is_dir() { check_replaceable(target) } else { Ok(()) }
 }
 
 /// A folder that holds an input is not replaced, and output does not go into an input folder.
@@ -89,19 +89,31 @@ fn check_not_inside(parent: &Path, inputs: &[&Path], target: &Path) -> Result<()
     let real = |p: &Path| fs::canonicalize(p).ok();
     let Some(parent) = real(parent) else { return Ok(()) };
     let target_real = target.file_name().map(|name| parent.join(name));
-    for input in inputs.iter().filter_map(|i| real(i)) {
-        let into_input = input.is_dir() && parent.starts_with(&input);
-        let over_input = target_real.as_ref().is_some_and(|t| input.starts_with(t));
-        if into_input || over_input {
-            return Err(Error::new(
-                rules::OUTPUT_IS_INPUT,
-                format!("the output and the input {:?} lie within each other", input),
-            )
-            .file(target)
-            .help("write to a folder of its own"));
+    for input in inputs {
+        // An input that is a link lies both where it leads and where it is.
+        let as_given = input.file_name().and_then(|name| Some(real(parent_of(input))?.join(name)));
+        for form in [real(input), as_given].into_iter().flatten() {
+            let into_input = form.is_dir() && parent.starts_with(&form);
+            let over_input = target_real.as_ref().is_some_and(|t| form.starts_with(t));
+            if into_input || over_input {
+                let message = format!("the output and the input {input:?} lie within each other");
+                return Err(Error::new(rules::OUTPUT_IS_INPUT, message).file(target).help("write to a folder of its own"));
+            }
         }
     }
     Ok(())
+}
+
+/// Replacing a folder removes all that is in it, so only one that holds weights at its top, or nothing, is replaced.
+fn check_replaceable(target: &Path) -> Result<()> {
+    let entries: Vec<_> = fs::read_dir(target).map_err(|e| write_error(target, e))?.flatten().collect();
+    let holds_weights = entries.iter().any(|e| Path::new(&e.file_name()).extension().is_some_and(|x| x == "safetensors"));
+    if entries.is_empty() || holds_weights {
+        return Ok(());
+    }
+    Err(Error::new(rules::OUTPUT_EXISTS, "the output is a folder without weights, which --overwrite does not remove")
+        .file(target)
+        .help("give another name, or remove the folder yourself"))
 }
 
 fn parent_of(path: &Path) -> &Path {
@@ -123,7 +135,10 @@ pub(crate) struct Staging {
     target: PathBuf,
     path: PathBuf,
     kind: OutputKind,
-    published: bool,
+    /// Device and inode of what is to be replaced; `None` if nothing may be.
+    replaces: Option<(u64, u64)>,
+    /// What is left under the staging name is not ours to remove, or is gone.
+    settled: bool,
 }
 
 impl Staging {
@@ -131,9 +146,10 @@ impl Staging {
     ///
     /// # Errors
     /// `E-002`.
-    pub(crate) fn new(target: &Path, kind: OutputKind) -> Result<Self> {
+    pub(crate) fn new(target: &Path, kind: OutputKind, overwrite: Overwrite) -> Result<Self> {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let parent = parent_of(target);
+        let replaces = identity(target).filter(|_| overwrite == Overwrite::Replace);
         // The name is ours, not the target's: a target of 255 bytes has no room for a suffix. create_new and mkdir refuse to follow
         // or reuse whatever somebody planted there.
         loop {
@@ -144,18 +160,27 @@ impl Staging {
                 OutputKind::Folder => fs::create_dir(&path),
             };
             match made {
-                Ok(()) => return Ok(Staging { target: target.to_owned(), path, kind, published: false }),
+                Ok(()) => return Ok(Staging { target: target.to_owned(), path, kind, replaces, settled: false }),
                 Err(e) if e.kind() == ErrorKind::AlreadyExists => continue,
-                Err(e) => return Err(write_error(&path, e)),
+                Err(e) => return Err(write_error(target, e)),
             }
         }
     }
 
     /// Where `name` is staged; `name` is ignored for a single file.
-    pub(crate) fn path_of(&self, name: &str) -> PathBuf {
+    pub(crate) fn path_of(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.within(&self.path, name.as_ref())
+    }
+
+    /// Where `name` will be once it is published: what messages call it, for the staging is gone when they are read.
+    pub(crate) fn target_of(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.within(&self.target, name.as_ref())
+    }
+
+    fn within(&self, root: &Path, name: &Path) -> PathBuf {
         match self.kind {
-            OutputKind::File => self.path.clone(),
-            OutputKind::Folder => self.path.join(name),
+            OutputKind::File => root.to_owned(),
+            OutputKind::Folder => root.join(name),
         }
     }
 
@@ -163,46 +188,90 @@ impl Staging {
     ///
     /// # Errors
     /// `E-002`.
-    pub(crate) fn create(&self, name: &str) -> Result<File> {
-        let path = self.path_of(name);
+    pub(crate) fn create(&self, name: impl AsRef<Path>) -> Result<File> {
+        let (path, target) = (self.path_of(&name), self.target_of(&name));
         let opened = match self.kind {
             OutputKind::File => OpenOptions::new().read(true).write(true).open(&path),
             OutputKind::Folder => {
                 if let Some(folder) = path.parent() {
-                    fs::create_dir_all(folder).map_err(|e| write_error(folder, e))?;
+                    fs::create_dir_all(folder).map_err(|e| write_error(&target, e))?;
                 }
                 create_new(&path)
             }
         };
-        opened.map_err(|e| write_error(&path, e))
+        opened.map_err(|e| write_error(&target, e))
     }
 
-    /// Forces everything to disk and gives it its final name. The order is: files, folders inside out, rename, parent folder.
+    /// Forces everything to disk: files first, folders inside out.
     ///
     /// # Errors
-    /// `E-002`; the target is then what it was before. A failed fsync is final: the kernel may have dropped the pages.
+    /// `E-002`. A failed fsync is final: the kernel may have dropped the pages.
+    pub(crate) fn sync(&self) -> Result<()> {
+        sync_tree(&self.path, &self.target)
+    }
+
+    /// Gives what was [synced](Self::sync) its final name. Only what was there when the staging was made is replaced, and only if
+    /// that was asked for; it is removed once the new name is on disk.
+    ///
+    /// # Errors
+    /// `E-002`, or `U-002` of class busy if somebody made or replaced the target meanwhile. The target is then what it was.
     pub(crate) fn publish(mut self) -> Result<()> {
-        sync_tree(&self.path)?;
-        let replaced = fs::symlink_metadata(&self.target).ok();
-        match &replaced {
+        let parent = parent_of(&self.target).to_owned();
+        match self.replaces {
             None => rename(&self.path, &self.target, RenameFlags::NOREPLACE)?,
-            Some(old) if old.is_dir() => {
-                rename(&self.path, &self.target, RenameFlags::EXCHANGE)?;
-                // The old folder now has the staging name; dropping `self` removes it.
-            }
-            Some(old) => {
-                fs::set_permissions(&self.path, old.permissions()).map_err(|e| write_error(&self.path, e))?;
+            Some(seen) if identity(&self.target) != Some(seen) => return Err(appeared(&self.target)),
+            Some(_) if self.kind == OutputKind::Folder => return self.exchange(&parent),
+            Some(_) => {
+                let old = fs::metadata(&self.target).map_err(|e| write_error(&self.target, e))?;
+                fs::set_permissions(&self.path, old.permissions()).map_err(|e| write_error(&self.target, e))?;
                 rename(&self.path, &self.target, RenameFlags::empty())?;
             }
         }
-        self.published = !replaced.is_some_and(|old| old.is_dir());
-        sync(parent_of(&self.target))
+        self.settled = true;
+        sync(&parent, &parent)
     }
+
+    /// Old and new folder change names in one step; where the file system cannot do that, in two, the first of which is taken back
+    /// if the second fails. The old one is removed last.
+    fn exchange(&mut self, parent: &Path) -> Result<()> {
+        let unsupported = |e: &rustix::io::Errno| matches!(*e, rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS);
+        let (here, there) = (&self.path, &self.target);
+        match rustix::fs::renameat_with(rustix::fs::CWD, here, rustix::fs::CWD, there, RenameFlags::EXCHANGE) {
+            Ok(()) => {}
+            Err(e) if unsupported(&e) => {
+                let aside = here.with_extension("old");
+                fs::rename(there, &aside).map_err(|e| write_error(there, e))?;
+                if let Err(e) = fs::rename(here, there) {
+                    fs::rename(&aside, there).map_err(|e| write_error(&aside, e))?;
+                    return Err(write_error(there, e));
+                }
+                self.path = aside;
+            }
+            Err(e) => return Err(write_error(there, e.into())),
+        }
+        // From here on the staging name holds the old folder, which stays if the new name may not be on disk.
+        self.settled = true;
+        sync(parent, parent)?;
+        self.settled = false;
+        Ok(())
+    }
+}
+
+/// Device and inode of what is there, links not followed.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    fs::symlink_metadata(path).ok().map(|m| (m.dev(), m.ino()))
+}
+
+fn appeared(target: &Path) -> Error {
+    Error::new(rules::OUTPUT_EXISTS, "the output was made or replaced by another program while it was being written")
+        .file(target)
+        .class_of(Class::Busy)
+        .help("give another name, or run the command again")
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if !self.published {
+        if !self.settled {
             // Nothing is left to report to; a leftover has a name that says what it is.
             let _ = match self.kind {
                 OutputKind::File => fs::remove_file(&self.path),
@@ -217,31 +286,29 @@ fn create_new(path: &Path) -> std::io::Result<File> {
     OpenOptions::new().read(true).write(true).create_new(true).custom_flags(nofollow).open(path)
 }
 
-fn sync_tree(path: &Path) -> Result<()> {
+/// `target` is what messages call `path`.
+fn sync_tree(path: &Path, target: &Path) -> Result<()> {
     if path.is_dir() {
-        for entry in fs::read_dir(path).map_err(|e| write_error(path, e))? {
-            sync_tree(&entry.map_err(|e| write_error(path, e))?.path())?;
+        for entry in fs::read_dir(path).map_err(|e| write_error(target, e))? {
+            let name = entry.map_err(|e| write_error(target, e))?.file_name();
+            sync_tree(&path.join(&name), &target.join(&name))?;
         }
     }
-    sync(path)
+    sync(path, target)
 }
 
-fn sync(path: &Path) -> Result<()> {
-    File::open(path).and_then(|f| f.sync_all()).map_err(|e| write_error(path, e))
+fn sync(path: &Path, target: &Path) -> Result<()> {
+    File::open(path).and_then(|f| f.sync_all()).map_err(|e| write_error(target, e))
 }
 
 /// `renameat2`, and plain `rename` on file systems that do not know its flags.
 fn rename(from: &Path, to: &Path, flags: RenameFlags) -> Result<()> {
-    let c = |p: &Path| CString::new(p.as_os_str().as_encoded_bytes()).map_err(|e| write_error(p, e.into()));
-    let result = rustix::fs::renameat_with(rustix::fs::CWD, c(from)?, rustix::fs::CWD, c(to)?, flags);
-    match result {
+    match rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, flags) {
         Ok(()) => Ok(()),
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) if flags != RenameFlags::EXCHANGE => {
+        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) if identity(to).is_none() || flags.is_empty() => {
             fs::rename(from, to).map_err(|e| write_error(to, e))
         }
-        Err(rustix::io::Errno::EXIST) => {
-            Err(Error::new(rules::OUTPUT_EXISTS, "the output appeared while it was being written").file(to).class_of(Class::Busy))
-        }
+        Err(rustix::io::Errno::EXIST) => Err(appeared(to)),
         Err(e) => Err(write_error(to, e.into())),
     }
 }

@@ -4,18 +4,18 @@
 use std::fs;
 use std::path::Path;
 
-use super::digests::content;
+use super::digests::{content, verify};
+use super::identity;
 use crate::adapter::{Adapter, BaseIdentity, Kind, Lineage, LineageInput, Orientation};
 use crate::checkpoint::Checkpoint;
 use crate::dialect::{container, peft};
-use crate::error::{Error, Result};
-use crate::exec;
+use crate::error::{Diagnostic, Error, Result};
+use crate::exec::{self, Progress};
 use crate::io::{OutputKind, Overwrite, Staging, check_output, write_error};
 use crate::limits::Limits;
 use crate::plan::{BindOptions, Binding, Weighted};
 use crate::report::{ConvertReport, Note};
 use crate::rules;
-use crate::tensor::TensorSource;
 
 /// What to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,43 +55,55 @@ impl Default for ConvertOptions<'_> {
     }
 }
 
-/// Writes `adapter` in another dialect. Factors keep their bytes.
+/// Writes `adapter` in another dialect. Factors keep their bytes. `progress` counts the bytes of the tensors.
 ///
 /// # Errors
 /// `A-008` if a value is not finite, `C-037` if a stated digest does not match, `A-024` if an orientation is undeclared and no base
-/// settles it, what [`Binding::new`] finds if there is a base, `U-002`, `U-003`, `E-002` for the output.
-pub fn convert(adapter: &Adapter, output: &Path, options: &ConvertOptions<'_>) -> Result<ConvertReport> {
+/// settles it, what [`Binding::new`] finds if there is a base, `U-002`, `U-003`, `E-002` for the output; `E-006` if
+/// `progress` cancels. On any error the output is what it was before.
+pub fn convert(adapter: &Adapter, output: &Path, options: &ConvertOptions<'_>, progress: &dyn Progress) -> Result<ConvertReport> {
     let (kind, to) = match options.to {
         ConvertTo::Container => (OutputKind::File, "container"),
         ConvertTo::Peft => (OutputKind::Folder, "peft"),
     };
-    check_output(output, kind, &[Path::new(adapter.label())], options.overwrite)?;
+    let mut inputs = vec![Path::new(adapter.label())];
+    inputs.extend(options.base.map(Checkpoint::path));
+    check_output(output, kind, &inputs, options.overwrite)?;
+    let go_on = || if progress.cancelled() { Err(exec::interrupted()) } else { Ok(()) };
     for factor in adapter.factors() {
+        go_on()?;
         exec::check_finite(factor)?;
     }
-    let root = content(adapter)?;
-    super::digests::verify_stated(adapter)?;
+    let root = content(adapter, go_on)?;
+    verify(adapter, &root)?;
+    let mut warnings = adapter.warnings().to_vec();
     let (adapter, identity) = match options.base {
-        Some(base) => settle(adapter, base, options)?,
+        Some(base) => settle(adapter, base, options, &mut warnings)?,
         None => (adapter.clone(), adapter.base().clone()),
     };
+    go_on()?;
     let step = Lineage {
         op: "convert".to_owned(),
         tool: format!("loratool {}", env!("CARGO_PKG_VERSION")),
         inputs: vec![LineageInput { role: "adapter".to_owned(), dialect: adapter.dialect().to_owned(), content: root.finish() }],
         parameters: "{}".to_owned(),
     };
-    let staging = Staging::new(output, kind)?;
+    let staging = Staging::new(output, kind, options.overwrite)?;
     let name = "adapter_model.safetensors";
-    let path = staging.path_of(name);
-    let written = container::write(&adapter, Some(&identity), Some(step), &staging.create(name)?, &path)?;
+    let (file, target) = (staging.create(name)?, staging.target_of(name));
+    let written = container::write(&adapter, Some(&identity), Some(step), &file, &target, |bytes| {
+        progress.advance(bytes);
+        go_on()
+    })?;
     let mut losses = Vec::new();
     if options.to == ConvertTo::Peft {
         let (config, lost) = peft::config_json(&adapter)?;
         losses.extend(lost.iter().map(Note::from));
-        let path = staging.path_of("adapter_config.json");
-        fs::write(&path, config).map_err(|e| write_error(&path, e))?;
+        let name = "adapter_config.json";
+        fs::write(staging.path_of(name), config).map_err(|e| write_error(&staging.target_of(name), e))?;
     }
+    go_on()?;
+    staging.sync()?;
     staging.publish()?;
     Ok(ConvertReport {
         input: adapter.label().to_owned(),
@@ -103,12 +115,18 @@ pub fn convert(adapter: &Adapter, output: &Path, options: &ConvertOptions<'_>) -
         bytes: written.bytes,
         content: written.content,
         losses,
-        warnings: adapter.warnings().iter().map(Note::from).collect(),
+        warnings: warnings.iter().map(Note::from).collect(),
     })
 }
 
 /// Binds the adapter to the base: orientations become known, and the base's identity is recorded.
-fn settle(adapter: &Adapter, base: &Checkpoint, options: &ConvertOptions<'_>) -> Result<(Adapter, BaseIdentity)> {
+fn settle(
+    adapter: &Adapter,
+    base: &Checkpoint,
+    options: &ConvertOptions<'_>,
+    warnings: &mut Vec<Diagnostic>,
+) -> Result<(Adapter, BaseIdentity)> {
+    warnings.extend(identity::check(base, adapter, &options.bind, &options.limits)?.1);
     let bind = BindOptions { add_new_tensors: true, untie: true, ..options.bind.clone() };
     let binding = Binding::new(base, Weighted::full(adapter), 0, &bind, &options.limits)?;
     let mut parts = adapter.parts().clone();
@@ -122,11 +140,64 @@ fn settle(adapter: &Adapter, base: &Checkpoint, options: &ConvertOptions<'_>) ->
             target.kind = Kind::Linear(if transposed { Orientation::InOut } else { Orientation::OutIn });
         }
     }
-    let names: Vec<&str> = binding.tensors().filter(|name| base.info(name).is_some()).collect();
+    warnings.extend(binding.warnings().iter().cloned());
+    let names = identity::tensors(base, adapter, &options.bind, &options.limits)?;
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let identity = BaseIdentity {
         name: adapter.base().name.clone(),
         structure: Some(base.structure_root()),
         targets: Some(base.content_root(&names)?),
     };
     Ok((Adapter::new(parts, &options.limits)?, identity))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+    use super::*;
+
+    /// Goes on so many times, and counts the bytes.
+    #[derive(Default)]
+    struct Patience {
+        left: AtomicUsize,
+        bytes: AtomicU64,
+    }
+
+    impl Progress for Patience {
+        fn advance(&self, bytes: u64) {
+            self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+
+        fn cancelled(&self) -> bool {
+            self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)).is_err()
+        }
+    }
+
+    #[test]
+    fn a_conversion_that_is_cancelled_anywhere_leaves_nothing() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+        let adapter = crate::open_adapter(fixtures.join("adapters/llama-qv-r8")).unwrap();
+        let base = crate::open_checkpoint(fixtures.join("models/llama-tiny")).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        for to in [ConvertTo::Container, ConvertTo::Peft] {
+            let options = ConvertOptions { to, base: Some(&base), ..Default::default() };
+            // Before each of 8 tensors is checked, before it is hashed, after it is written, and twice besides.
+            let questions = 3 * 8 + 2;
+            for n in 0..=questions {
+                let patience = Patience { left: n.into(), ..Default::default() };
+                let done = convert(&adapter, &folder.path().join("out"), &options, &patience);
+                match done {
+                    Ok(_) => assert_eq!((n, patience.bytes.into_inner()), (questions, 14336)),
+                    Err(error) => {
+                        assert!(n < questions);
+                        assert_eq!(error.diagnostics()[0].rule().id, "E-006");
+                        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+                    }
+                }
+            }
+            let out = folder.path().join("out");
+            if out.is_dir() { fs::remove_dir_all(out).unwrap() } else { fs::remove_file(out).unwrap() }
+        }
+    }
 }

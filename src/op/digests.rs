@@ -1,34 +1,20 @@
 //! Digests of an adapter's tensors: computed, and held against what the file states.
 
-use crate::adapter::{Adapter, Factor};
+use crate::adapter::Adapter;
 use crate::error::{Error, Result};
 use crate::io::{ContentRoot, tensor_digest};
 use crate::rules;
+use crate::tensor::pieces;
 
-/// Bytes that are read at a time.
-const PIECE: usize = 1 << 20;
-
-/// Calls `f` with the bytes of a tensor, piece by piece.
-pub(super) fn pieces(factor: &Factor, mut f: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
-    let len = factor.info().bytes();
-    let mut buf = vec![0; PIECE.min(usize::try_from(len).unwrap_or(PIECE))];
-    let mut at = 0;
-    while at < len {
-        let n = (len - at).min(PIECE as u64) as usize;
-        factor.read(at, &mut buf[..n])?;
-        f(&buf[..n])?;
-        at += n as u64;
-    }
-    Ok(())
-}
-
-/// The digest of every tensor of the adapter, by its name in the file.
-pub(super) fn content(adapter: &Adapter) -> Result<ContentRoot> {
+/// The digest of every tensor of the adapter, by its name in the file. `go_on` is asked before each of them, and may end it.
+pub(super) fn content(adapter: &Adapter, go_on: impl Fn() -> Result<()>) -> Result<ContentRoot> {
     let mut root = ContentRoot::default();
     for factor in adapter.factors() {
+        go_on()?;
         let mut hash = tensor_digest(factor.info());
-        pieces(factor, |bytes| {
-            hash.update(bytes);
+        pieces(factor.info().bytes(), |offset, piece| {
+            factor.read(offset, piece)?;
+            hash.update(piece);
             Ok(())
         })?;
         root.insert(factor.name(), hash.finish());
@@ -36,16 +22,26 @@ pub(super) fn content(adapter: &Adapter) -> Result<ContentRoot> {
     Ok(root)
 }
 
-/// Holds the tensors against the digests that the file states. Returns how many were checked: 0 if it states none.
+/// Reads the tensors and holds them against the digests that the file states. Returns how many were checked: 0 if it states none.
+///
+/// # Errors
+/// As [`verify`].
+pub(super) fn verify_stated(adapter: &Adapter) -> Result<usize> {
+    if adapter.stated_digests().is_empty() {
+        return Ok(0);
+    }
+    verify(adapter, &content(adapter, || Ok(()))?)
+}
+
+/// Holds the digests `found` against those that the file states. Returns how many were checked: 0 if it states none.
 ///
 /// # Errors
 /// `C-037` naming the first tensor that differs, `C-038` if the content root does.
-pub(super) fn verify_stated(adapter: &Adapter) -> Result<usize> {
+pub(super) fn verify(adapter: &Adapter, found: &ContentRoot) -> Result<usize> {
     let stated = adapter.stated_digests();
     if stated.is_empty() {
         return Ok(0);
     }
-    let found = content(adapter)?;
     let help = "the file is damaged or was edited; get it again from where it was published";
     for (name, digest) in found.digests() {
         if stated.get(name) != Some(digest) {

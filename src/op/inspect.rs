@@ -3,12 +3,15 @@
 use std::collections::HashMap;
 
 use crate::adapter::{Adapter, Kind, Orientation, Target};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{Checkpoint, Shard};
 use crate::error::Result;
 use crate::exec;
 use crate::kernel::product_norm;
-use crate::report::{AdapterReport, CheckpointReport, Note, ReplacementReport, TargetReport};
-use crate::tensor::TensorSource;
+use crate::report::{
+    AdapterReport, CheckpointReport, DtypeReport, FactorDtypes, FileReport, ListedTensor, Note, ReplacementReport, TargetReport,
+    TiedReport,
+};
+use crate::tensor::{TensorInfo, TensorSource};
 
 /// What to look at beyond the header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -72,7 +75,7 @@ fn target_report(target: &Target, options: &InspectOptions) -> Result<TargetRepo
         alpha: target.scaling.alpha,
         rule: target.scaling.rule.name(),
         scale,
-        dtype: (target.a.info().dtype.to_string(), target.b.info().dtype.to_string()),
+        dtype: FactorDtypes { a: target.a.info().dtype.to_string(), b: target.b.info().dtype.to_string() },
         bias: target.bias.is_some(),
         norm,
     })
@@ -87,31 +90,36 @@ pub fn inspect_checkpoint(base: &Checkpoint, options: &InspectOptions) -> Checkp
         entry.0 += 1;
         entry.1 = entry.1.saturating_add(info.shape.elements());
     }
-    let mut dtypes: Vec<_> = dtypes.into_iter().map(|(dtype, (tensors, parameters))| (dtype, tensors, parameters)).collect();
-    dtypes.sort_by(|x, y| y.2.cmp(&x.2).then_with(|| x.0.cmp(&y.0)));
-    let files: Vec<_> =
-        base.shards().iter().map(|s| (s.file_name.clone(), s.file.file_len(), s.file.names().count() as u64)).collect();
+    let mut dtypes: Vec<_> =
+        dtypes.into_iter().map(|(dtype, (tensors, parameters))| DtypeReport { dtype, tensors, parameters }).collect();
+    dtypes.sort_by(|x, y| y.parameters.cmp(&x.parameters).then_with(|| x.dtype.cmp(&y.dtype)));
+    let file =
+        |s: &Shard| FileReport { file: s.file_name.clone(), bytes: s.file.file_len(), tensors: s.file.names().count() as u64 };
+    let files: Vec<_> = base.shards().iter().map(file).collect();
+    let listed = |(name, info): (&str, &TensorInfo)| ListedTensor {
+        tensor: name.to_owned(),
+        dtype: info.dtype.to_string(),
+        shape: info.shape.dims().to_vec(),
+    };
     CheckpointReport {
         path: base.path().display().to_string(),
         model_type: base.config().model_type.clone(),
-        tensors: files.iter().map(|f| f.2).sum(),
-        parameters: dtypes.iter().map(|d| d.2).fold(0, u64::saturating_add),
-        bytes: files.iter().map(|f| f.1).sum(),
+        tensors: files.iter().map(|f| f.tensors).sum(),
+        parameters: dtypes.iter().map(|d| d.parameters).fold(0, u64::saturating_add),
+        bytes: files.iter().map(|f| f.bytes).sum(),
         files,
         dtypes,
         tied: tied(base),
         quantization: base.config().quantization.clone(),
         structure: base.structure_root(),
-        listing: options
-            .listing
-            .then(|| infos().map(|(name, info)| (name.to_owned(), info.dtype.to_string(), info.shape.dims().to_vec())).collect()),
+        listing: options.listing.then(|| infos().map(listed).collect()),
         warnings: base.warnings().iter().map(Note::from).collect(),
     }
 }
 
 /// The stored name of a tied embedding and the names that share it.
-fn tied(base: &Checkpoint) -> Option<(String, String)> {
+fn tied(base: &Checkpoint) -> Option<TiedReport> {
     let ties = base.names().filter_map(|name| Some((name, base.tied(name)?)));
     let (name, tie) = ties.into_iter().find(|(name, tie)| !tie.heads.is_empty() && !tie.heads.contains(name))?;
-    Some((name.to_owned(), tie.heads.join(", ")))
+    Some(TiedReport { stored: name.to_owned(), shared_by: tie.heads.iter().map(|head| (*head).to_owned()).collect() })
 }

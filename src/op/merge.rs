@@ -1,9 +1,11 @@
 //! `merge`: base and adapters in, a checkpoint that every loader reads out.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::digests::verify_stated;
+use super::digests::{content, verify_stated};
+use super::identity;
 use crate::checkpoint::Checkpoint;
 use crate::codec::safetensors::{SafetensorsFile, Strictness};
 use crate::error::{Diagnostic, Error, Result};
@@ -11,8 +13,11 @@ use crate::exec::{self, ExecOptions, Outcome, Progress};
 use crate::io::{OutputKind, Overwrite, ReadMode, Staging, check_output, free_space, write_error};
 use crate::kernel::Sums;
 use crate::limits::Limits;
-use crate::plan::{BindOptions, Binding, Change, Origin, Plan, Weighted};
-use crate::report::{AdapterUse, Balance, ContributionReport, IgnoredReport, MergeReport, Narrowed, Note, TensorReport};
+use crate::plan::{BindOptions, Change, Origin, Panel, Plan, Weighted};
+use crate::report::text::{count, plural};
+use crate::report::{
+    AdapterUse, Balance, ContributionReport, FileLeft, IgnoredReport, MergeReport, Narrowed, Note, TensorReport,
+};
 use crate::rules;
 use crate::tensor::{Dtype, TensorInfo, TensorSource};
 
@@ -24,11 +29,15 @@ pub struct MergeOptions {
     pub bind: BindOptions,
     /// Threads and tiles.
     pub exec: ExecOptions,
+    /// Apply the same adapter more than once. Default false: two adapters of equal content are refused.
+    pub allow_repeat: bool,
     /// What to do if the output exists. Default: refuse.
     pub overwrite: Overwrite,
     /// Bounds on input.
     pub limits: Limits,
 }
+
+const CONFIG: &str = "config.json";
 
 /// Below this share of the update, the report warns that rounding has eaten into it.
 const GAIN_WARNING: f64 = 0.9;
@@ -51,14 +60,15 @@ pub fn merge(
 ) -> Result<MergeReport> {
     let (plan, mut report) = prepare(base, adapters, output, options)?;
     let kind = output_kind(base);
-    let staging = Staging::new(output, kind)?;
-    let outcome = exec::run(&plan, &options.exec, progress, |name| Ok((staging.create(name)?, staging.path_of(name))))?;
+    let staging = Staging::new(output, kind, options.overwrite)?;
+    let outcome = exec::run(&plan, &options.exec, progress, |name| Ok((staging.create(name)?, staging.target_of(name))))?;
     if kind == OutputKind::Folder {
         write_companions(&plan, &staging)?;
     }
+    staging.sync()?;
     reread(&plan, &staging, options)?;
     if progress.cancelled() {
-        return Err(Error::new(rules::INTERRUPTED, "interrupted; nothing was published").help("run the command again"));
+        return Err(exec::interrupted());
     }
     staging.publish()?;
     fill_in(&mut report, &plan, &outcome);
@@ -101,11 +111,13 @@ fn prepare<'a>(
     let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
     check_output(output, output_kind(base), &inputs, options.overwrite)?;
     let plan = Plan::new(base, adapters, &options.bind, &options.limits)?;
+    if !options.allow_repeat {
+        check_repeats(adapters)?;
+    }
     let needed = plan.bytes();
     if let Some(free) = free_space(output).filter(|&free| free < needed) {
-        return Err(Error::new(rules::SPACE, format!("the output needs {needed} bytes but {free} are free"))
-            .file(output)
-            .help("free some space, or write elsewhere"));
+        let message = format!("the output needs {} but {} are free", plural(needed, "byte"), count(free));
+        return Err(Error::new(rules::SPACE, message).file(output).help("free some space, or write elsewhere"));
     }
     let mut uses = Vec::new();
     let mut warnings: Vec<Diagnostic> = base.warnings().to_vec();
@@ -120,13 +132,14 @@ fn prepare<'a>(
         output: output.display().to_string(),
         dry_run: false,
         adapters: uses,
-        balance: balance(&plan, adapters),
+        balance: balance(&plan, adapters)?,
         tensors: Vec::new(),
         ignored: plan.ignored().iter().map(|i| IgnoredReport { tensor: i.tensor.clone(), flag: i.flag.to_owned() }).collect(),
         files_copied: Vec::new(),
         files_left: Vec::new(),
         bytes: plan.bytes(),
         memory: exec::memory(&plan, &options.exec),
+        survived: None,
         untied: plan.untied,
         warnings: warnings.iter().map(Note::from).collect(),
     };
@@ -137,13 +150,29 @@ fn prepare<'a>(
         let name = companion.relative.display().to_string();
         match companion.copy {
             true => report.files_copied.push(name),
-            false => report.files_left.push((name, companion.why.to_owned())),
+            false => report.files_left.push(FileLeft { file: name, reason: companion.why.to_owned() }),
         }
     }
     Ok((plan, report))
 }
 
-/// Holds the base against what the adapter says of it: the digests of the very tensors that it changes.
+/// Two adapters with the same tensors are one adapter under two names.
+fn check_repeats(adapters: &[Weighted<'_>]) -> Result<()> {
+    let mut seen: HashMap<String, &str> = HashMap::new();
+    if adapters.len() < 2 {
+        return Ok(());
+    }
+    for weighted in adapters {
+        let label = weighted.adapter.label();
+        if let Some(first) = seen.insert(content(weighted.adapter, || Ok(()))?.finish(), label) {
+            let message = format!("the adapter is the same as {first:?}, by its content");
+            let help = "to apply it twice, pass --allow-repeat; to apply more of it, give it a weight";
+            return Err(Error::new(rules::ADAPTER_ONCE, message).file(label).help(help));
+        }
+    }
+    Ok(())
+}
+
 fn adapter_use(
     base: &Checkpoint,
     plan: &Plan<'_>,
@@ -152,54 +181,42 @@ fn adapter_use(
     options: &MergeOptions,
     warnings: &mut Vec<Diagnostic>,
 ) -> Result<AdapterUse> {
-    let stated = weighted.adapter.base();
-    let mut base_identity = "unverified";
-    if let Some(wanted) = &stated.targets {
-        let binding = Binding::new(base, weighted, index, &options.bind, &options.limits)?;
-        let names: Vec<&str> = binding.tensors().filter(|name| base.info(name).is_some()).collect();
-        base_identity = "verified";
-        if base.content_root(&names)? != *wanted {
-            let message = "different base: the tensors that the adapter changes are not the ones that it was made for";
-            let diagnostic = Diagnostic::new(rules::BASE_IDENTITY, message)
-                .file(base.path())
-                .help("use the base that the adapter was made for, or pass --allow-base-mismatch");
-            if !options.bind.allow_base_mismatch {
-                return Err(diagnostic.into());
-            }
-            warnings.push(diagnostic);
-            base_identity = "mismatch";
-        }
-    }
-    let renaming = plan.renamings().get(index).filter(|r| !r.is_identity()).map(|r| (r.from.clone(), r.to.clone()));
+    let (identity, warning) = identity::check(base, weighted.adapter, &options.bind, &options.limits)?;
+    warnings.extend(warning);
     Ok(AdapterUse {
         path: weighted.adapter.label().to_owned(),
         dialect: weighted.adapter.dialect(),
         weight: weighted.weight,
-        renaming,
-        base_identity,
+        renaming: plan.renamings().get(index).filter(|r| !r.is_identity()).cloned(),
+        base_identity: identity.name(),
     })
 }
 
-/// The balance law: what goes in comes out, counted from both ends.
-fn balance(plan: &Plan<'_>, adapters: &[Weighted<'_>]) -> Balance {
-    let adapter_tensors: u64 = adapters.iter().map(|w| w.adapter.factors().count() as u64).sum();
-    let silent: u64 = adapters
-        .iter()
-        .filter(|w| w.weight == 0.0)
-        .map(|w| w.adapter.factors().count() as u64 - w.adapter.replacements().len() as u64)
-        .sum();
-    let ignored = plan.ignored().len() as u64 + silent;
-    let base_tensors = plan.base().names().count() as u64;
-    let added = plan.changes().filter(|c| c.added).count() as u64;
-    let modified = plan.changes().filter(|c| !c.added).count() as u64;
-    Balance {
-        adapter_tensors,
-        applied: adapter_tensors - ignored,
-        ignored,
-        base_tensors,
-        copied: base_tensors - modified,
-        modified,
-        added,
+/// The balance law: what goes in comes out. Both sides are counted by themselves, from the files and from the plan.
+///
+/// # Errors
+/// `E-009` if they differ, which is a mistake of this program.
+fn balance(plan: &Plan<'_>, adapters: &[Weighted<'_>]) -> Result<Balance> {
+    let of_panel = |panel: &Panel<'_>| u64::from(!matches!(panel, Panel::One));
+    let of_change = |change: &Change<'_>| {
+        let factors: u64 = change.contributions.iter().map(|c| of_panel(&c.left) + of_panel(&c.right)).sum();
+        factors + u64::from(matches!(change.origin, Origin::Adapter(_)))
+    };
+    let balance = Balance {
+        adapter_tensors: adapters.iter().map(|w| w.adapter.factors().count() as u64).sum(),
+        applied: plan.changes().map(of_change).sum(),
+        ignored: plan.ignored().len() as u64,
+        base_tensors: plan.base().names().count() as u64,
+        copied: plan.shards.iter().map(|shard| shard.copied).sum(),
+        modified: plan.changes().filter(|c| !c.added).count() as u64,
+        added: plan.changes().filter(|c| c.added).count() as u64,
+    };
+    let even =
+        balance.applied + balance.ignored == balance.adapter_tensors && balance.copied + balance.modified == balance.base_tensors;
+    if even {
+        Ok(balance)
+    } else {
+        Err(Error::new(rules::BALANCE, format!("the counts do not balance: {balance:?}")).help("please report this"))
     }
 }
 
@@ -233,35 +250,42 @@ fn tensor_report(change: &Change<'_>, file: &str) -> TensorReport {
 
 /// Adds what only the values could tell.
 fn fill_in(report: &mut MergeReport, plan: &Plan<'_>, outcome: &Outcome) {
-    let mut faint = Vec::new();
+    let (mut faint, mut whole) = (Vec::new(), Sums::default());
     for ((tensor, sums), change) in report.tensors.iter_mut().zip(&outcome.sums).zip(plan.changes()) {
-        tensor.changed = Some(sums.changed);
+        // What only takes another's place was not compared with what was there.
+        tensor.changed = (!change.contributions.is_empty()).then_some(sums.changed);
         let wide = matches!(change.info.dtype, Dtype::F32 | Dtype::F64) && !change.contributions.is_empty();
         tensor.changed_if_narrowed = wide.then_some(Narrowed { bf16: sums.changed_in.bf16, f16: sums.changed_in.f16 });
         tensor.relative_norm = ratio(sums.delta.sqrt(), sums.base.sqrt());
-        tensor.gain = if change.contributions.is_empty() { None } else { ratio(sums.applied, sums.delta) };
+        if change.contributions.is_empty() {
+            continue;
+        }
+        whole.add(sums);
+        tensor.gain = ratio(sums.applied, sums.delta);
         if tensor.gain.is_some_and(|gain| gain < GAIN_WARNING) {
             faint.push((tensor.tensor.clone(), tensor.gain.unwrap_or(0.0)));
         }
     }
-    let still = report.tensors.iter().zip(&outcome.sums).filter(|(t, s)| !t.contributions.is_empty() && s.delta == 0.0);
-    let still: Vec<String> = still.map(|(t, _)| t.tensor.clone()).collect();
+    report.survived = ratio(whole.applied, whole.delta);
+    let updates: Vec<_> = report.tensors.iter().zip(&outcome.sums).filter(|(t, _)| !t.contributions.is_empty()).collect();
+    let still: Vec<&str> = updates.iter().filter(|(_, sums)| sums.delta == 0.0).map(|(t, _)| t.tensor.as_str()).collect();
     if let Some(first) = still.first() {
-        let message =
-            format!("{} of {} updates are zero (the first is {first:?}): they have no effect", still.len(), report.tensors.len());
+        let (zero, all) = (count(still.len() as u64), count(updates.len() as u64));
+        let message = format!("{zero} of {all} updates are zero (the first is {first:?}): they have no effect");
         let help = "a factor of zeros is what an untrained adapter has";
         report.warnings.push(Note::from(&Diagnostic::new(rules::UPDATE_SURVIVES, message).help(help)));
     }
-    if let Some((first, gain)) = faint.first() {
-        let all: Sums = outcome.sums.iter().fold(Sums::default(), |mut all, sums| {
-            all.add(sums);
-            all
-        });
+    let kept: u64 = outcome.sums.iter().map(|sums| sums.kept).sum();
+    if kept > 0 {
+        let message = format!("{} that are not finite were left as they are", plural(kept, "base value"));
+        report.warnings.push(Note::from(&Diagnostic::new(rules::BASE_FINITE, message).file(plan.base.path())));
+    }
+    if let (Some((first, gain)), Some(survived)) = (faint.first(), report.survived) {
         let message = format!(
-            "rounding loses part of the update in {} tensors (the first is {first:?}, of which {:.1} % survives); over all of them {:.1} % survives",
-            faint.len(),
+            "rounding loses part of the update in {} (the first is {first:?}, of which {:.1} % survives); of the whole update {:.1} % survives",
+            plural(faint.len() as u64, "tensor"),
             100.0 * gain,
-            100.0 * all.applied / all.delta
+            100.0 * survived
         );
         let help = "the update is smaller than the steps of the base's dtype; merge into a base of a wider dtype";
         report.warnings.push(Note::from(&Diagnostic::new(rules::UPDATE_SURVIVES, message).help(help)));
@@ -275,17 +299,14 @@ fn ratio(x: f64, y: f64) -> Option<f64> {
 /// The small files: copied as they are, but for the index and the config where the plan changes what they say.
 fn write_companions(plan: &Plan<'_>, staging: &Staging) -> Result<()> {
     let base = plan.base;
-    for companion in base.companions().iter().filter(|c| c.copy) {
-        let from = base.path().join(&companion.relative);
-        let name = companion.relative.to_string_lossy();
-        let to = staging.path_of(&name);
-        drop(staging.create(&name)?);
-        fs::copy(&from, &to).map_err(|e| write_error(&to, e))?;
+    let is_rewritten = |name: &Path| plan.untied && name == Path::new(CONFIG);
+    for companion in base.companions().iter().filter(|c| c.copy && !is_rewritten(&c.relative)) {
+        let name = &companion.relative;
+        drop(staging.create(name)?);
+        fs::copy(base.path().join(name), staging.path_of(name)).map_err(|e| write_error(&staging.target_of(name), e))?;
     }
-    let write = |name: &str, text: String| {
-        let path = staging.path_of(name);
-        fs::write(&path, text).map_err(|e| write_error(&path, e))
-    };
+    let write =
+        |name: &str, text: String| fs::write(staging.path_of(name), text).map_err(|e| write_error(&staging.target_of(name), e));
     if let Some(index) = base.index() {
         let added = plan.shards.iter().flat_map(|s| s.added.iter().map(move |(name, info)| (name, &s.file_name, info)));
         let mut map = index.weight_map().to_vec();
@@ -296,14 +317,9 @@ fn write_companions(plan: &Plan<'_>, staging: &Staging) -> Result<()> {
         }
         write(index.file_name(), index.render(&map, total))?;
     }
-    if plan.untied {
-        match base.config().untied() {
-            Some(text) => write("config.json", text)?,
-            None => {
-                let message = "there is no config.json that could say that the embeddings are no longer tied";
-                return Err(Error::new(rules::TIED_WEIGHTS, message).file(base.path()));
-            }
-        }
+    // The plan made sure that there is one.
+    if let Some(text) = base.config().untied().filter(|_| plan.untied) {
+        write(CONFIG, text)?;
     }
     Ok(())
 }
@@ -311,8 +327,10 @@ fn write_companions(plan: &Plan<'_>, staging: &Staging) -> Result<()> {
 /// Reads back what was written: every header parses, and holds the planned tensors.
 fn reread(plan: &Plan<'_>, staging: &Staging, options: &MergeOptions) -> Result<()> {
     for shard in &plan.shards {
-        let path = staging.path_of(&shard.file_name);
-        let file = SafetensorsFile::open(&path, ReadMode::Read, Strictness::Lenient, &options.limits)?;
+        let target = staging.target_of(&shard.file_name);
+        let opened =
+            SafetensorsFile::open(&staging.path_of(&shard.file_name), ReadMode::Read, Strictness::Lenient, &options.limits);
+        let file = opened.map_err(|e| e.file(&target))?;
         let base = &plan.base.shards()[shard.shard].file;
         let planned = base
             .names()
@@ -321,10 +339,99 @@ fn reread(plan: &Plan<'_>, staging: &Staging, options: &MergeOptions) -> Result<
         for (name, info) in planned {
             if file.info(name) != Some(info) {
                 return Err(Error::new(rules::REREAD, format!("{name:?} did not read back as written"))
-                    .file(&path)
+                    .file(&target)
                     .help("check the disk"));
             }
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStrExt;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::adapter::{Adapter, AdapterParts, Factor, Kind, Orientation, Replacement, Scaling, ScalingRule, Target};
+    use crate::tensor::{MemorySource, Shape};
+
+    fn fixture(path: &str) -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(path)
+    }
+
+    fn run(base: &Path, adapters: &[Weighted<'_>]) -> Result<(tempfile::TempDir, MergeReport)> {
+        let folder = tempfile::tempdir().unwrap();
+        let base = crate::open_checkpoint(base)?;
+        let report = merge(&base, adapters, &folder.path().join("out"), &MergeOptions::default(), &())?;
+        Ok((folder, report))
+    }
+
+    /// An update of one query projection by B = (b, b, …), and a norm put in place.
+    fn adapter(b: f32) -> Adapter {
+        let mut source = MemorySource::new();
+        for (name, dims, value) in [("a", vec![1, 64], 1.0), ("b", vec![64, 1], b), ("norm", vec![64], 2.0f32)] {
+            let info = TensorInfo { dtype: Dtype::F32, shape: Shape::new(dims).unwrap() };
+            source.insert(name, info, [value; 64].iter().flat_map(|x| x.to_le_bytes()).collect()).unwrap();
+        }
+        let source: Arc<dyn TensorSource> = Arc::new(source);
+        let factor = |name: &str| Factor::new(&source, name).unwrap();
+        let target = Target {
+            tensor: "model.layers.0.self_attn.q_proj.weight".to_owned(),
+            kind: Kind::Linear(Orientation::OutIn),
+            a: factor("a"),
+            b: factor("b"),
+            scaling: Scaling { rank: 1, alpha: 1.0, rule: ScalingRule::Standard },
+            bias: None,
+        };
+        let replacement = Replacement { tensor: "model.norm.weight".to_owned(), with: factor("norm") };
+        let parts = AdapterParts { targets: vec![target], replacements: vec![replacement], ..Default::default() };
+        Adapter::new(parts, &Limits::default()).unwrap()
+    }
+
+    #[test]
+    fn zero_updates_are_counted_among_updates() {
+        let adapter = adapter(0.0);
+        let (_folder, report) = run(&fixture("models/llama-tiny"), &[Weighted::full(&adapter)]).unwrap();
+        assert_eq!((report.tensors.len(), report.survived), (2, None));
+        assert!(report.warnings[0].message.starts_with("1 of 1 updates are zero"), "{:?}", report.warnings);
+    }
+
+    #[test]
+    fn what_survives_is_said_of_the_whole_update() {
+        let faint = adapter(1e-4);
+        let strong = crate::open_adapter(fixture("adapters/llama-qv-r8")).unwrap();
+        let (_folder, report) = run(&fixture("models/llama-tiny"), &[Weighted::full(&faint)]).unwrap();
+        let survived = report.survived.unwrap();
+        assert_eq!(Some(survived), report.tensors.iter().find_map(|t| t.gain));
+        let said = format!("of the whole update {:.1} % survives", 100.0 * survived);
+        assert!(survived < 0.9 && report.warnings.iter().any(|w| w.message.ends_with(&said)), "{survived} {:?}", report.warnings);
+
+        let (_folder, report) = run(&fixture("models/llama-tiny"), &[Weighted::full(&strong)]).unwrap();
+        let gains: Vec<f64> = report.tensors.iter().filter_map(|t| t.gain).collect();
+        let (low, high) = (gains.iter().copied().fold(f64::MAX, f64::min), gains.iter().copied().fold(f64::MIN, f64::max));
+        assert!(low < report.survived.unwrap() && report.survived.unwrap() < high);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn small_files_are_copied_whatever_their_names() {
+        let base = tempfile::tempdir().unwrap();
+        for entry in fs::read_dir(fixture("models/llama-tiny")).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), base.path().join(entry.file_name())).unwrap();
+        }
+        let names =
+            [&b"caf\xe9.json"[..], b"caf\xe8.json", b"f\xf6lder/notes.txt"].map(|n| Path::new(std::ffi::OsStr::from_bytes(n)));
+        for name in names {
+            fs::create_dir_all(base.path().join(name).parent().unwrap()).unwrap();
+            fs::write(base.path().join(name), name.as_os_str().as_bytes()).unwrap();
+        }
+        let adapter = adapter(1.0);
+        let (folder, report) = run(base.path(), &[Weighted::full(&adapter)]).unwrap();
+        for name in names {
+            assert_eq!(fs::read(folder.path().join("out").join(name)).unwrap(), name.as_os_str().as_bytes());
+        }
+        assert_eq!(report.files_copied.iter().filter(|name| name.contains('\u{fffd}')).count(), 3);
+    }
 }

@@ -3,6 +3,7 @@
 mod convert;
 mod delta;
 mod digests;
+mod identity;
 mod inspect;
 mod merge;
 mod validate;

@@ -2,12 +2,14 @@
 //! scales) has passed when an `Adapter` or a `Checkpoint` exists; here come the values, the digests and the fit to a base.
 
 use super::digests::verify_stated;
+use super::identity::{self, Identity};
 use crate::adapter::Adapter;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Diagnostic, Result};
 use crate::exec;
 use crate::limits::Limits;
 use crate::plan::{BindOptions, Plan, Weighted};
+use crate::report::text::plural;
 use crate::report::{Check, Note, ValidateReport};
 use crate::rules;
 use crate::tensor::TensorSource;
@@ -17,32 +19,36 @@ use crate::tensor::TensorSource;
 /// # Errors
 /// `A-008` for values, `C-037` and `C-038` for digests, and what [`Plan::new`] finds.
 pub fn validate_adapter(adapter: &Adapter, base: Option<(&Checkpoint, &BindOptions)>, limits: &Limits) -> Result<ValidateReport> {
-    let count = adapter.factors().count();
+    let (targets, tensors) = (adapter.targets().len() as u64, adapter.factors().count() as u64);
     let mut checks = vec![Check {
         name: "names, shapes and scales",
         outcome: "ok",
-        detail: format!("{} targets, {count} tensors", adapter.targets().len()),
+        detail: format!("{}, {}", plural(targets, "target"), plural(tensors, "tensor")),
     }];
     for factor in adapter.factors() {
         exec::check_finite(factor)?;
     }
-    checks.push(Check { name: "values", outcome: "ok", detail: format!("{} parameters, all finite", adapter.parameters()) });
+    let detail = format!("{}, all finite", plural(adapter.parameters(), "parameter"));
+    checks.push(Check { name: "values", outcome: "ok", detail });
     let checked = verify_stated(adapter)?;
     checks.push(match checked {
         0 => Check { name: "digests", outcome: "none", detail: "unsigned, no digests in the file".into() },
-        n => Check { name: "digests", outcome: "ok", detail: format!("unsigned, {n} digests match") },
+        n => Check { name: "digests", outcome: "ok", detail: format!("unsigned, {} checked", plural(n as u64, "digest")) },
     });
     let mut warnings: Vec<Note> = adapter.warnings().iter().map(Note::from).collect();
     if let Some((base, options)) = base {
         let plan = Plan::new(base, &[Weighted::full(adapter)], options, limits)?;
-        let identity = match adapter.base().structure {
-            Some(_) => "structure verified",
-            None => "base UNVERIFIED: the adapter names none by digest",
+        let (identity, warning) = identity::check(base, adapter, options, limits)?;
+        warnings.extend(warning.iter().map(Note::from));
+        let identity = match identity {
+            Identity::Verified => "base verified: it is the one that the adapter names by digest",
+            Identity::Unverified => "base UNVERIFIED: the adapter names none by digest",
+            Identity::Mismatch => "base MISMATCH: the adapter names another one; allowed by a flag",
         };
         checks.push(Check {
             name: "fit to the base",
             outcome: "ok",
-            detail: format!("{} tensors would change; {identity}", plan.changes().count()),
+            detail: format!("{} would change; {identity}", plural(plan.changes().count() as u64, "tensor")),
         });
         warnings.extend(base.warnings().iter().chain(plan.warnings()).map(Note::from));
     }
@@ -54,24 +60,26 @@ pub fn validate_adapter(adapter: &Adapter, base: Option<(&Checkpoint, &BindOptio
 /// # Errors
 /// `K-012` if a file's content is not what its name says; `E-001` while reading.
 pub fn validate_checkpoint(base: &Checkpoint, values: Values) -> Result<ValidateReport> {
-    let mut checks = vec![Check {
-        name: "headers and index",
-        outcome: "ok",
-        detail: format!("{} files, {} tensors", base.shards().len(), base.names().count()),
-    }];
+    let (files, tensors) = (base.shards().len() as u64, base.names().count() as u64);
+    let detail = format!("{}, {}", plural(files, "file"), plural(tensors, "tensor"));
+    let mut checks = vec![Check { name: "headers and index", outcome: "ok", detail }];
     base.verify_blobs()?;
     let mut warnings: Vec<Note> = base.warnings().iter().map(Note::from).collect();
     if values == Values::Read {
-        let mut bad = 0;
+        let mut bad = 0u64;
         for name in base.names() {
             let found = exec::count_nonfinite(base, name)?;
             if let Some((count, first)) = found {
                 bad += 1;
-                let message = format!("{name:?} holds {count} values that are not finite, the first at {first}");
+                let message = format!("{name:?} is not finite in {}, the first at {first}", plural(count, "value"));
                 warnings.push(Note::from(&Diagnostic::new(rules::BASE_FINITE, message).file(base.path()).tensor(name)));
             }
         }
-        checks.push(Check { name: "values", outcome: "ok", detail: format!("{bad} tensors hold values that are not finite") });
+        let detail = match bad {
+            0 => "all finite".to_owned(),
+            n => format!("not all finite in {}", plural(n, "tensor")),
+        };
+        checks.push(Check { name: "values", outcome: "ok", detail });
     }
     Ok(ValidateReport { path: base.path().display().to_string(), kind: "checkpoint", checks, warnings })
 }

@@ -72,6 +72,11 @@ impl<'a> Binding<'a> {
         Ok(binder.binding)
     }
 
+    /// What is worth saying of the fit.
+    pub fn warnings(&self) -> &[Diagnostic] {
+        &self.warnings
+    }
+
     /// The renaming that was used.
     pub fn renaming(&self) -> &Renaming {
         &self.renaming
@@ -230,15 +235,16 @@ impl<'a> Binder<'a, '_> {
         let near = rename::nearest(first, self.base.names()).unwrap_or_default();
         let shared = rename::common_suffix(first, near);
         let cut = |name: &str| name.get(..(name.len() + 1).saturating_sub(shared)).unwrap_or_default().to_owned();
-        let theirs: Vec<&str> = self.base.names().filter(|n| rename::common_suffix(first, n) > 0).take(3).collect();
-        let theirs = if theirs.is_empty() { self.base.names().take(3).collect() } else { theirs };
+        let mut theirs: Vec<&str> = self.base.names().collect();
+        theirs.sort_by_key(|name| std::cmp::Reverse((*name == near, rename::common_suffix(first, name))));
+        theirs.truncate(3);
         let suffix = near.get((near.len() + 1).saturating_sub(shared)..).unwrap_or_default();
         let message = format!(
             "no target of the adapter is in the base. adapter: {}; base: {}; longest common suffix: {suffix:?}",
             show(needed.iter().copied().take(3).collect()),
             show(theirs)
         );
-        let help = if shared > 0 {
+        let help = if rename::tells_a_layer(suffix) {
             format!("if they are the same layers: --prefix {:?}={:?}", cut(first), cut(near))
         } else {
             "this is not the base that the adapter was trained on".to_owned()
@@ -256,17 +262,34 @@ impl<'a> Binder<'a, '_> {
         }
         for target in adapter.targets() {
             let scale = weighted.weight * target.scaling.effective();
+            if weighted.weight == 0.0 {
+                self.leave_out(target, "weight 0");
+                continue;
+            }
+            if scale == 0.0 || !scale.is_finite() {
+                let message = format!(
+                    "weight {} times scale {} of {:?} is {scale}",
+                    weighted.weight,
+                    target.scaling.effective(),
+                    target.tensor
+                );
+                self.problems.push(Diagnostic::new(rules::ALPHA_SANE, message).tensor(target.a.name()));
+                continue;
+            }
             if self.may_be_missing(&target.tensor) && self.locate(&target.tensor).is_none() {
-                let tensors = [Some(&target.a), Some(&target.b), target.bias.as_ref().map(|b| &b.delta)];
-                let ignored =
-                    tensors.into_iter().flatten().map(|f| Ignored { tensor: f.name().to_owned(), flag: "--allow-missing" });
-                self.binding.ignored.extend(ignored);
+                self.leave_out(target, "--allow-missing");
                 continue;
             }
             let doubtful = contradicted.is_some() || contradicted_by_model(target, self.base.config().model_type.as_deref());
             self.bind_weight(target, scale, doubtful);
             self.bind_bias(target, scale);
         }
+    }
+
+    /// Records that the factors of a target are not applied.
+    fn leave_out(&mut self, target: &Target, flag: &'static str) {
+        let tensors = [Some(&target.a), Some(&target.b), target.bias.as_ref().map(|b| &b.delta)];
+        self.binding.ignored.extend(tensors.into_iter().flatten().map(|f| Ignored { tensor: f.name().to_owned(), flag }));
     }
 
     /// The base tensor of an adapter name: its name in the base, and what is there (for a missing tied twin, what it is tied to).
@@ -301,6 +324,9 @@ impl<'a> Binder<'a, '_> {
             let help = "PEFT refuses this merge too; use the base that the adapter was trained on";
             return self.problems.push(Diagnostic::new(rules::BIAS_PRESENT, message).tensor(bias.delta.name()).help(help));
         };
+        if let Some(problem) = tied::problem(self.base, &name, self.options.untie) {
+            return self.problems.push(problem.tensor(bias.delta.name()));
+        }
         if info.shape != bias.delta.info().shape {
             let message = format!("bias update of {name:?} is {} but the base has {}", bias.delta.info().shape, info.shape);
             return self.problems.push(Diagnostic::new(rules::SHAPE_FITS, message).tensor(bias.delta.name()));
@@ -325,6 +351,17 @@ impl<'a> Binder<'a, '_> {
             let with = &replacement.with;
             if self.options.skip_replacements {
                 self.binding.ignored.push(Ignored { tensor: with.name().to_owned(), flag: "--skip-replacements" });
+                continue;
+            }
+            if weighted.weight == 0.0 {
+                self.binding.ignored.push(Ignored { tensor: with.name().to_owned(), flag: "weight 0" });
+                continue;
+            }
+            if weighted.weight != 1.0 {
+                let message =
+                    format!("{:?} takes the place of a base tensor, which weight {} cannot scale", with.name(), weighted.weight);
+                let help = "give the adapter the weight 1, or leave out its full tensors with --skip-replacements";
+                self.problems.push(Diagnostic::new(rules::METHOD_SUPPORTED, message).tensor(with.name()).help(help));
                 continue;
             }
             let located = self.locate(&replacement.tensor);

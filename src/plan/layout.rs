@@ -67,6 +67,8 @@ pub(crate) struct OutShard<'a> {
     pub(crate) head: Head,
     pub(crate) len: u64,
     pub(crate) copies: Vec<CopyRange>,
+    /// Tensors within these ranges.
+    pub(crate) copied: u64,
     pub(crate) changes: Vec<Change<'a>>,
     /// Names that the base's shard does not have, with what they will be.
     pub(crate) added: Vec<(String, TensorInfo)>,
@@ -118,10 +120,7 @@ impl<'a> Plan<'a> {
         let mut problems = Vec::new();
         for binding in bindings {
             for (name, contribution) in binding.updates {
-                // A weight of zero adds nothing; leaving it out keeps the base's bytes.
-                if contribution.scale != 0.0 {
-                    updates.entry(name).or_default().push(contribution);
-                }
+                updates.entry(name).or_default().push(contribution);
             }
             for (name, with) in binding.replacements {
                 if let Some(first) = replacements.insert(name.clone(), with) {
@@ -146,6 +145,11 @@ impl<'a> Plan<'a> {
         }
         changed.extend(tied::heads_to_write(base, &changed));
         let untied = tied::is_broken(base, &changed);
+        if untied && base.config().untied().is_none() {
+            let message = "there is no config.json in the base that could say that the embeddings are no longer tied";
+            let help = "give the folder of the model as the base, with its config.json";
+            return Err(Error::new(rules::TIED_WEIGHTS, message).file(base.path()).help(help));
+        }
         let mut outline = Outline { base, updates, replacements };
         let shards = outline.shards(&changed);
         let keep_nonfinite = options.allow_nonfinite_base;
@@ -219,16 +223,17 @@ impl<'a> Outline<'a> {
         if matches!(head, Head::Kept) {
             copies.push(CopyRange { from: 0, to: 0, len: header.data_start });
         }
-        let mut changes = Vec::new();
+        let (mut changes, mut copied) = (Vec::new(), 0);
         for (i, (name, info)) in all.iter().enumerate() {
             let begin = offsets.get(i).copied().unwrap_or_default();
             if changed.contains(*name) {
                 changes.push(self.change(name, info, begin));
             } else if let Some(entry) = entries.get(i) {
+                copied += 1;
                 copies.push(CopyRange { from: entry.begin, to: begin, len: entry.end - entry.begin });
             }
         }
-        OutShard { file_name: shard.file_name.clone(), shard: index, head, len, copies: copies.0, changes, added }
+        OutShard { file_name: shard.file_name.clone(), shard: index, head, len, copies: copies.0, copied, changes, added }
     }
 
     fn added_info(&self, name: &str) -> TensorInfo {

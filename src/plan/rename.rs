@@ -2,8 +2,10 @@
 //! `bert.encoder.layer.0` in another, depending on the class that the model was loaded with. Exact names come first; then this
 //! table; and one renaming must fit every target, or none is used. Nothing is ever matched by suffix.
 
+use serde::Serialize;
+
 /// A change of prefix, applied to every name that the base does not have as it stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Renaming {
     /// What the adapter's names start with.
     pub from: String,
@@ -82,6 +84,13 @@ pub(super) fn common_suffix(x: &str, y: &str) -> usize {
     shared.map(|(segment, _)| segment.len() + 1).sum()
 }
 
+/// Whether a suffix that two names share says that they may be the same layer: it holds the layer's number, or two names of modules
+/// beside `weight` or `bias`. Names of any two models end on `q_proj.weight`.
+pub(super) fn tells_a_layer(suffix: &str) -> bool {
+    let segments: Vec<&str> = suffix.split('.').filter(|s| !matches!(*s, "" | "weight" | "bias")).collect();
+    segments.len() >= 2 || segments.iter().any(|s| s.bytes().all(|b| b.is_ascii_digit()))
+}
+
 /// The name that is most like `name`: by what they share at the end, then at the start.
 pub(super) fn nearest<'n>(name: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     let prefix = |other: &str| name.bytes().zip(other.bytes()).take_while(|(a, b)| a == b).count();
@@ -134,6 +143,16 @@ mod tests {
     fn the_nearest_name_shares_the_end() {
         let base = ["bert.encoder.layer.0.query.weight", "bert.encoder.layer.1.query.weight", "pooler.weight"];
         assert_eq!(nearest("encoder.layer.1.query.weight", base.into_iter()), Some(base[1]));
+    }
+
+    #[test]
+    fn a_shared_suffix_tells_a_layer_by_number_or_by_two_modules() {
+        for suffix in ["layers.0.q_proj.weight", "0.weight", "self_attn.q_proj.weight", "layer.attention.bias"] {
+            assert!(tells_a_layer(suffix), "{suffix}");
+        }
+        for suffix in ["", "weight", "bias", "q_proj.weight", "q_proj"] {
+            assert!(!tells_a_layer(suffix), "{suffix}");
+        }
     }
 
     #[test]

@@ -22,14 +22,16 @@ pub(super) fn problem(base: &Checkpoint, name: &str, untie: bool) -> Option<Diag
     let tie = base.tied(name)?;
     let stored = base.info(name).is_some();
     let refuse = |message: String, help: &str| Some(Diagnostic::new(rules::TIED_WEIGHTS, message).file(base.path()).help(help));
+    // Names that are this tensor whatever the config says. It has one stored name among them, and is changed by that one.
+    let others: Vec<&str> = tie.present.iter().filter(|other| !tie.heads.contains(other)).copied().collect();
+    let is_head = tie.heads.contains(&name);
+    if !is_head && (!stored || !others.is_empty()) {
+        let others = others.join("\" and \"");
+        let message = format!("{name:?} is one tensor with {others:?}, by the architecture");
+        return refuse(message, "use an adapter that targets the stored name");
+    }
     if tie.heads.is_empty() {
-        // One tensor whatever the config says: it has one stored name, and is changed by that one.
-        let others = tie.present.join("\" and \"");
-        let help = "use an adapter that targets the stored name";
-        return match (stored, tie.present.is_empty()) {
-            (true, true) => None,
-            _ => refuse(format!("{name:?} is one tensor with {others:?}, by the architecture"), help),
-        };
+        return None;
     }
     if untie {
         return None;

@@ -8,7 +8,7 @@ use super::Note;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ConvertReport {
-    /// As given.
+    /// The file of weights that was read.
     pub input: String,
     /// Dialect of the input.
     pub from: &'static str,

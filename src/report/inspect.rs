@@ -19,7 +19,7 @@ pub enum InspectReport {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct AdapterReport {
-    /// As given.
+    /// The file of weights that was read.
     pub path: String,
     /// Its dialect.
     pub dialect: &'static str,
@@ -63,11 +63,21 @@ pub struct TargetReport {
     /// Effective scale.
     pub scale: f64,
     /// Dtype of A and B.
-    pub dtype: (String, String),
+    pub dtype: FactorDtypes,
     /// The adapter updates the bias of the layer as well.
     pub bias: bool,
     /// ‖scale · B·A‖ (Frobenius); only on request, since the factors must be read.
     pub norm: Option<f64>,
+}
+
+/// The dtypes of the factors of an update.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FactorDtypes {
+    /// Of A.
+    pub a: String,
+    /// Of B.
+    pub b: String,
 }
 
 /// One full tensor.
@@ -90,24 +100,70 @@ pub struct CheckpointReport {
     pub path: String,
     /// `model_type` of config.json.
     pub model_type: Option<String>,
-    /// Files of weights: name, bytes, tensors.
-    pub files: Vec<(String, u64, u64)>,
+    /// Files of weights.
+    pub files: Vec<FileReport>,
     /// Tensors in all files.
     pub tensors: u64,
     /// Parameters in all files.
     pub parameters: u64,
     /// Bytes of all files.
     pub bytes: u64,
-    /// Dtype, tensors, parameters; most parameters first.
-    pub dtypes: Vec<(String, u64, u64)>,
-    /// The two names of the tied embedding, if the model ties it.
-    pub tied: Option<(String, String)>,
+    /// What is stored in each dtype; most parameters first.
+    pub dtypes: Vec<DtypeReport>,
+    /// The names of the tied embedding, if the model ties it.
+    pub tied: Option<TiedReport>,
     /// How the weights are quantised, by config.json.
     pub quantization: Option<String>,
     /// Structure root.
     pub structure: String,
-    /// Every tensor: name, dtype, shape. Only on request.
-    pub listing: Option<Vec<(String, String, Vec<u64>)>>,
+    /// Every tensor, in the order of the files. Only on request.
+    pub listing: Option<Vec<ListedTensor>>,
     /// What is worth saying.
     pub warnings: Vec<Note>,
+}
+
+/// One file of weights.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FileReport {
+    /// Its name in the folder.
+    pub file: String,
+    /// Its length.
+    pub bytes: u64,
+    /// Tensors in it.
+    pub tensors: u64,
+}
+
+/// What a checkpoint stores in one dtype.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct DtypeReport {
+    /// The dtype.
+    pub dtype: String,
+    /// Tensors.
+    pub tensors: u64,
+    /// Parameters in them.
+    pub parameters: u64,
+}
+
+/// An embedding that is stored once and used under several names.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct TiedReport {
+    /// The name that it is stored under.
+    pub stored: String,
+    /// The names that share it.
+    pub shared_by: Vec<String>,
+}
+
+/// One tensor of a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct ListedTensor {
+    /// Its name.
+    pub tensor: String,
+    /// Its dtype.
+    pub dtype: String,
+    /// Its shape.
+    pub shape: Vec<u64>,
 }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::Note;
+use crate::plan::Renaming;
 
 /// What a merge did, or would do.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -24,30 +25,43 @@ pub struct MergeReport {
     pub ignored: Vec<IgnoredReport>,
     /// Small files that were copied along.
     pub files_copied: Vec<String>,
-    /// Files of the base folder that were left behind, with the reason.
-    pub files_left: Vec<(String, String)>,
+    /// Files of the base folder that were left behind.
+    pub files_left: Vec<FileLeft>,
     /// Bytes of weights written.
     pub bytes: u64,
     /// Bytes of memory that buffers take at most, all threads together.
     pub memory: u64,
+    /// ⟨M − W, ΔW⟩ / ‖ΔW‖² over all updated tensors together: the share of the whole update that survived rounding; 1 is all of it.
+    /// `None` in a dry run, or if the whole update is zero.
+    pub survived: Option<f64>,
     /// `config.json` was changed to say that embeddings are not tied.
     pub untied: bool,
     /// What is worth saying.
     pub warnings: Vec<Note>,
 }
 
+/// A file that was left behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FileLeft {
+    /// Its path inside the base folder.
+    pub file: String,
+    /// What it is taken for.
+    pub reason: String,
+}
+
 /// One adapter of a merge.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct AdapterUse {
-    /// The adapter, as given.
+    /// The file of weights that was read.
     pub path: String,
     /// Its dialect.
     pub dialect: &'static str,
     /// The weight that it was given.
     pub weight: f64,
     /// The prefix that its names have and the one that the base has instead, if they differ.
-    pub renaming: Option<(String, String)>,
+    pub renaming: Option<Renaming>,
     /// What is known of the base: `verified` (the adapter names this base by digest), `unverified` (it names none by digest),
     /// `mismatch` (it names another one, and the user allowed that).
     pub base_identity: &'static str,

@@ -4,11 +4,15 @@
 mod convert;
 mod inspect;
 mod merge;
+pub(crate) mod text;
 mod validate;
 
 pub use convert::ConvertReport;
-pub use inspect::{AdapterReport, CheckpointReport, InspectReport, ReplacementReport, TargetReport};
-pub use merge::{AdapterUse, Balance, ContributionReport, IgnoredReport, MergeReport, Narrowed, TensorReport};
+pub use inspect::{
+    AdapterReport, CheckpointReport, DtypeReport, FactorDtypes, FileReport, InspectReport, ListedTensor, ReplacementReport,
+    TargetReport, TiedReport,
+};
+pub use merge::{AdapterUse, Balance, ContributionReport, FileLeft, IgnoredReport, MergeReport, Narrowed, TensorReport};
 pub use validate::{Check, ValidateReport};
 
 use serde::Serialize;

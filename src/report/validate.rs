@@ -8,7 +8,7 @@ use super::Note;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ValidateReport {
-    /// As given.
+    /// For an adapter the file of weights that was read, for a checkpoint the path as given.
     pub path: String,
     /// `adapter` or `checkpoint`.
     pub kind: &'static str,

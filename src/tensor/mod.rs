@@ -6,6 +6,7 @@ mod source;
 
 pub use safetensors::Dtype;
 pub use shape::Shape;
+pub(crate) use source::pieces;
 pub use source::{MemorySource, TensorInfo, TensorSource};
 
 /// True for the dtypes that are widened exactly to f64 and rounded back: F64, F32, F16, BF16.

@@ -44,6 +44,27 @@ pub trait TensorSource: Send + Sync {
     fn read(&self, name: &str, offset: u64, buf: &mut [u8]) -> Result<()>;
 }
 
+/// Bytes that [`pieces`] reads at a time. A multiple of the size of every value.
+const PIECE: u64 = 1 << 20;
+
+/// Calls `step` with the offset of each piece of `len` bytes and a buffer as long as it, for reading from end to end what may be larger
+/// than memory.
+///
+/// # Errors
+/// The first of `step`, which ends it.
+pub(crate) fn pieces(len: u64, mut step: impl FnMut(u64, &mut [u8]) -> Result<()>) -> Result<()> {
+    let mut buffer = vec![0; len.min(PIECE) as usize];
+    let mut offset = 0;
+    while offset < len {
+        let size = (len - offset).min(PIECE);
+        if let Some(piece) = buffer.get_mut(..size as usize) {
+            step(offset, piece)?;
+        }
+        offset += size;
+    }
+    Ok(())
+}
+
 /// Tensors in memory: what a program that computes its factors hands to the library, and what tests use.
 #[derive(Debug, Default, Clone)]
 pub struct MemorySource {

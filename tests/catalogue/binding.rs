@@ -223,7 +223,7 @@ fn bound_container(folder: &Path) -> PathBuf {
     let container = folder.join("adapter.safetensors");
     let mut options = ConvertOptions::default();
     options.base = Some(&base);
-    convert(&adapter, &container, &options).unwrap();
+    convert(&adapter, &container, &options, &()).unwrap();
     container
 }
 

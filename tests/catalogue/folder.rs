@@ -366,7 +366,7 @@ fn x02_other_files_that_are_links_out_of_the_folder_are_not_copied() {
     let scene = scene.link("base/tokenizer.json", "/etc/hostname").link("base/sub", "../secrets").link("base/vocab.txt", "gone");
     let merged = scene.merged();
     assert_eq!(merged.files.keys().collect::<Vec<_>>(), ["model.safetensors"]);
-    let left: Vec<&str> = merged.report.files_left.iter().map(|(name, _)| name.as_str()).collect();
+    let left: Vec<&str> = merged.report.files_left.iter().map(|left| left.file.as_str()).collect();
     assert_eq!(left, ["config.json", "sub", "tokenizer.json", "vocab.txt"]);
     assert_eq!(merged.warned(), ["K-008"]);
 }
@@ -458,5 +458,5 @@ fn x16_code_and_pickles_are_neither_read_nor_copied() {
     found.sort_unstable();
     assert_eq!(found, ["LICENSE", "config.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "vocab.txt"]);
     assert_eq!(report.files_copied, copied);
-    assert_eq!(report.files_left.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), left);
+    assert_eq!(report.files_left.iter().map(|left| left.file.as_str()).collect::<Vec<_>>(), left);
 }

@@ -69,7 +69,7 @@ impl Scene {
     pub fn container(edit: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Scene {
         let scene = Scene::sound();
         let adapter = open_adapter(scene.at("adapter")).unwrap();
-        convert(&adapter, &scene.at("container"), &ConvertOptions::default()).unwrap();
+        convert(&adapter, &scene.at("container"), &ConvertOptions::default(), &()).unwrap();
         let bytes = fs::read(scene.at("container")).unwrap();
         scene.without("adapter").without("container").with("adapter", edit(bytes))
     }

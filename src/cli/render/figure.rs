@@ -1,21 +1,10 @@
 //! Numbers for people: few digits, never rounded up to "all" or down to "nothing".
 
-/// `1,769,472`.
-pub(super) fn count(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
+pub(super) use crate::report::text::{count, plural};
 
 /// `15,368 bytes`, and from a million on also in a larger unit: `1.23 GB (1,234,567,890 bytes)`.
 pub(super) fn bytes(n: u64) -> String {
-    let exact = format!("{} byte{}", count(n), if n == 1 { "" } else { "s" });
+    let exact = plural(n, "byte");
     let unit = [("TB", 1e12), ("GB", 1e9), ("MB", 1e6)].into_iter().find(|(_, size)| n as f64 >= *size);
     unit.map(|(unit, size)| format!("{} {unit} ({exact})", significant(n as f64 / size, 3))).unwrap_or(exact)
 }
@@ -43,17 +32,17 @@ fn trimmed(text: &str) -> &str {
     if text.contains('.') { text.trim_end_matches('0').trim_end_matches('.') } else { text }
 }
 
-/// `part` of `all` in percent with one decimal, rounded down; `<0.1` instead of a 0.0 that is not nothing.
+/// `part` of `all` in percent with one decimal, but 99.9 for what is not all, and `<0.1` for what is not nothing.
 pub(super) fn percent(part: u64, all: u64) -> String {
     if all == 0 {
         return "-".to_owned();
     }
-    let tenths = u128::from(part) * 1000 / u128::from(all);
+    let tenths = (u128::from(part) * 1000 + u128::from(all) / 2) / u128::from(all);
     match tenths {
-        0 if part > 0 => "<0.1".to_owned(),
-        0 => "0".to_owned(),
-        _ if part == all => "100".to_owned(),
-        _ => format!("{}.{}", tenths / 10, tenths % 10),
+        _ if part == 0 => "0".to_owned(),
+        _ if part >= all => "100".to_owned(),
+        0 => "<0.1".to_owned(),
+        _ => format!("{}.{}", tenths.min(999) / 10, tenths.min(999) % 10),
     }
 }
 
@@ -84,7 +73,6 @@ mod tests {
 
     #[test]
     fn figures() {
-        assert_eq!((count(0), count(999), count(1_769_472)), ("0".into(), "999".into(), "1,769,472".into()));
         assert_eq!((bytes(1), bytes(1_230_000_000)), ("1 byte".into(), "1.23 GB (1,230,000,000 bytes)".into()));
         for (x, shown) in [
             (2.0, "2"),
@@ -97,10 +85,20 @@ mod tests {
         ] {
             assert_eq!(significant(x, 4), shown);
         }
-        assert_eq!(
-            (percent(999_999, 1_000_000), percent(1, 1_000_000), percent(7, 7)),
-            ("99.9".into(), "<0.1".into(), "100".into())
-        );
+        for (part, shown) in [
+            (0, "0"),
+            (1, "<0.1"),
+            (4, "<0.1"),
+            (5, "0.1"),
+            (198, "2.0"),
+            (9988, "99.9"),
+            (9984, "99.8"),
+            (9997, "99.9"),
+            (10_000, "100"),
+        ] {
+            assert_eq!(percent(part, 10_000), shown, "{part}");
+        }
+        assert_eq!(percent(0, 0), "-");
         assert_eq!(range([0.5, 0.25].into_iter(), |x| significant(x, 2)), "0.25-0.5");
     }
 }

@@ -2,9 +2,10 @@
 
 use super::super::finish::{Fit, Inspected};
 use super::group::{Group, group, labels};
+use super::merge::renamed;
 use super::table::{Column, WIDTH, render};
 use super::{escape, figure, line, plural};
-use crate::report::{AdapterReport, CheckpointReport, InspectReport, ReplacementReport, TargetReport};
+use crate::report::{AdapterReport, CheckpointReport, FactorDtypes, InspectReport, ReplacementReport, TargetReport};
 
 /// Files of a checkpoint that are listed; the rest is counted.
 const FILES_SHOWN: usize = 20;
@@ -16,9 +17,16 @@ pub(super) fn text(inspected: &Inspected) -> String {
     }
 }
 
+/// The first of a text that a file may have made as long as it likes.
+fn shortened(text: &str) -> String {
+    const SHOWN: usize = 200;
+    let short: String = text.chars().take(SHOWN).collect();
+    if short.len() < text.len() { short + "…" } else { short }
+}
+
 fn adapter(report: &AdapterReport, fit: Option<&Fit>, every_target: bool) -> String {
     let mut text = format!("{}: an adapter ({})\n", escape::inline(&report.path), report.dialect);
-    line(&mut text, "base", report.base_name.as_deref().unwrap_or("not named"));
+    line(&mut text, "base", &shortened(report.base_name.as_deref().unwrap_or("not named")));
     if let Some(structure) = &report.base_structure {
         line(&mut text, "", &format!("structure {structure}"));
     }
@@ -60,7 +68,7 @@ fn adapter(report: &AdapterReport, fit: Option<&Fit>, every_target: bool) -> Str
 }
 
 fn dtype(target: &TargetReport) -> String {
-    let (a, b) = &target.dtype;
+    let FactorDtypes { a, b } = &target.dtype;
     if a == b { a.clone() } else { format!("{a}/{b}") }
 }
 
@@ -152,8 +160,8 @@ fn fits(fit: &Fit) -> String {
     if fit.ignored > 0 {
         line(&mut text, "ignored", &format!("{} of the adapter, by a flag", plural(fit.ignored, "tensor")));
     }
-    if let Some((from, to)) = &fit.renaming {
-        line(&mut text, "names", &format!("{from:?} of the adapter is {to:?} of the base"));
+    if let Some(renaming) = &fit.renaming {
+        line(&mut text, "names", &renamed(renaming));
     }
     line(&mut text, "identity", identity(fit.structure));
     text
@@ -172,12 +180,12 @@ fn checkpoint(report: &CheckpointReport) -> String {
     let holds = format!("{} in {}", plural(report.tensors, "tensor"), plural(report.files.len() as u64, "file"));
     line(&mut text, "holds", &holds);
     line(&mut text, "size", &format!("{}, {}", plural(report.parameters, "parameter"), figure::bytes(report.bytes)));
-    for (i, (dtype, tensors, parameters)) in report.dtypes.iter().enumerate() {
-        let shown = format!("{dtype} ({}, {})", plural(*tensors, "tensor"), plural(*parameters, "parameter"));
+    for (i, of) in report.dtypes.iter().enumerate() {
+        let shown = format!("{} ({}, {})", of.dtype, plural(of.tensors, "tensor"), plural(of.parameters, "parameter"));
         line(&mut text, if i == 0 { "dtype" } else { "" }, &shown);
     }
     match &report.tied {
-        Some((stored, others)) => line(&mut text, "tied", &format!("{stored} is also {others}")),
+        Some(tied) => line(&mut text, "tied", &format!("{} is also {}", tied.stored, tied.shared_by.join(", "))),
         None => line(&mut text, "tied", "no"),
     }
     if let Some(quantization) = &report.quantization {
@@ -188,7 +196,7 @@ fn checkpoint(report: &CheckpointReport) -> String {
         .files
         .iter()
         .take(FILES_SHOWN)
-        .map(|(name, bytes, tensors)| vec![name.clone(), figure::count(*bytes), figure::count(*tensors)])
+        .map(|file| vec![file.file.clone(), figure::count(file.bytes), figure::count(file.tensors)])
         .collect();
     text.push('\n');
     text.push_str(&render(&[Column::Text("file"), Column::Number("bytes"), Column::Number("tensors")], &rows, WIDTH));
@@ -196,8 +204,7 @@ fn checkpoint(report: &CheckpointReport) -> String {
         text.push_str(&format!("  and {} more\n", report.files.len() - FILES_SHOWN));
     }
     if let Some(listing) = &report.listing {
-        let rows: Vec<_> =
-            listing.iter().map(|(name, dtype, shape)| vec![name.clone(), dtype.clone(), figure::shape(shape)]).collect();
+        let rows: Vec<_> = listing.iter().map(|t| vec![t.tensor.clone(), t.dtype.clone(), figure::shape(&t.shape)]).collect();
         text.push('\n');
         text.push_str(&render(&[Column::Text("tensor"), Column::Text("dtype"), Column::Number("shape")], &rows, usize::MAX));
     }

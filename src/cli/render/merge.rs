@@ -3,6 +3,7 @@
 use super::group::{group, labels};
 use super::table::{Column, WIDTH, render};
 use super::{figure, line, plural};
+use crate::Renaming;
 use crate::report::{AdapterUse, MergeReport, TensorReport};
 
 /// Names of files that are listed on one line; the rest is counted.
@@ -24,7 +25,7 @@ pub(super) fn text(report: &MergeReport) -> String {
         line(&mut text, "copied", &names(report.files_copied.iter().map(String::clone)));
     }
     if !report.files_left.is_empty() {
-        line(&mut text, "not copied", &names(report.files_left.iter().map(|(name, why)| format!("{name} ({why})"))));
+        line(&mut text, "not copied", &names(report.files_left.iter().map(|left| format!("{} ({})", left.file, left.reason))));
     }
     if report.untied {
         line(&mut text, "config.json", "says that embeddings are not tied");
@@ -49,8 +50,8 @@ fn adapter_lines(text: &mut String, label: &str, adapter: &AdapterUse) {
     line(text, label, &adapter.path);
     let left_out = if adapter.weight == 0.0 { ": left out" } else { "" };
     line(text, "", &format!("{}, weight {}{left_out}", adapter.dialect, figure::significant(adapter.weight, 6)));
-    if let Some((from, to)) = &adapter.renaming {
-        line(text, "", &format!("{from:?} of the adapter is {to:?} of the base"));
+    if let Some(renaming) = &adapter.renaming {
+        line(text, "", &renamed(renaming));
     }
     line(
         text,
@@ -61,6 +62,11 @@ fn adapter_lines(text: &mut String, label: &str, adapter: &AdapterUse) {
             _ => "base UNVERIFIED: the adapter names none by digest",
         },
     );
+}
+
+/// What became of the adapter's names.
+pub(super) fn renamed(renaming: &Renaming) -> String {
+    format!("{:?} of the adapter is {:?} of the base", renaming.from, renaming.to)
 }
 
 /// Several names on one line, the first few of them.
@@ -123,10 +129,14 @@ fn outcome(members: &[&TensorReport]) -> [String; 3] {
     ]
 }
 
-/// One decimal; an exact 100 without.
+/// One decimal; an exact 100 without. What survived is a length along the update and may be a little over 100, so unlike a count it
+/// rounds to 100 from both sides; but what is left of a lost update is never called nothing.
 fn percent(share: f64) -> String {
-    let shown = format!("{:.1}", 100.0 * share);
-    if shown == "100.0" { "100".to_owned() } else { shown }
+    match format!("{:.1}", 100.0 * share).as_str() {
+        "100.0" => "100".to_owned(),
+        "0.0" if share > 0.0 => "<0.1".to_owned(),
+        shown => shown.to_owned(),
+    }
 }
 
 /// What an update is not: full tensors that were put in place, and copies under a second name.
@@ -182,15 +192,20 @@ fn balance(report: &MergeReport) -> String {
     let (all, changed) = report.changed();
     if !report.dry_run && all > 0 {
         text.push_str(&format!("{} % of {} touched weights changed", figure::percent(changed, all), count(all)));
-        let gains: Vec<f64> = report.tensors.iter().filter_map(|tensor| tensor.gain).collect();
-        if !gains.is_empty() {
-            text.push_str(&format!("; {} % of each update survived rounding", figure::range(gains.into_iter(), percent)));
+        if let Some(survived) = report.survived {
+            let whole = percent(survived);
+            let each = figure::range(report.tensors.iter().filter_map(|tensor| tensor.gain), percent);
+            text.push_str(&format!("; {whole} % of the update survived rounding"));
+            if each != whole {
+                text.push_str(&format!(" ({each} % by tensor)"));
+            }
         }
         text.push('\n');
     }
-    if let Some((all, narrowed)) = report.changed_if_narrowed() {
-        let (bf16, f16) = (figure::percent(narrowed.bf16, all), figure::percent(narrowed.f16, all));
-        text.push_str(&format!("stored in 16 bits later, {bf16} % would differ from the base in BF16, {f16} % in F16\n"));
+    if let Some((wide, narrowed)) = report.changed_if_narrowed() {
+        let of = if wide == all { "of them".to_owned() } else { format!("of the {} in F32 and F64", count(wide)) };
+        let (bf16, f16) = (figure::percent(narrowed.bf16, wide), figure::percent(narrowed.f16, wide));
+        text.push_str(&format!("stored in BF16 later, {bf16} % {of} would differ from the base; in F16, {f16} %\n"));
     }
     text
 }

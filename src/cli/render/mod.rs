@@ -14,6 +14,7 @@ mod validate;
 
 use super::finish::Found;
 
+use figure::plural;
 pub(super) use note::{bug, error, warnings};
 
 /// The report as text.
@@ -31,9 +32,4 @@ pub(super) fn report(found: &Found) -> String {
 fn line(text: &mut String, label: &str, value: &str) {
     text.push_str(format!("  {label:<12} {}", escape::inline(value)).trim_end());
     text.push('\n');
-}
-
-/// `1 file`, `2 files`.
-fn plural(n: u64, one: &str) -> String {
-    format!("{} {one}{}", figure::count(n), if n == 1 { "" } else { "s" })
 }

@@ -23,7 +23,7 @@ fn open(path: &Path) -> Result<Adapter> {
 /// The bytes of the container that an adapter becomes.
 fn bytes_of(adapter: &Adapter, step: Option<Lineage>) -> Result<Vec<u8>> {
     let file = tempfile::NamedTempFile::new().unwrap();
-    let written = write(adapter, None, step, file.as_file(), file.path())?;
+    let written = write(adapter, None, step, file.as_file(), file.path(), |_| Ok(()))?;
     let bytes = std::fs::read(file.path()).unwrap();
     assert_eq!(written.bytes, bytes.len() as u64);
     Ok(bytes)
@@ -148,7 +148,7 @@ fn what_a_container_cannot_say_is_refused_before_anything_is_written() {
         change(&mut parts);
         let file = tempfile::NamedTempFile::new().unwrap();
         let adapter = Adapter::new(parts, &Limits::default()).unwrap();
-        let error = write(&adapter, None, None, file.as_file(), file.path()).unwrap_err();
+        let error = write(&adapter, None, None, file.as_file(), file.path(), |_| Ok(())).unwrap_err();
         assert_eq!(file.as_file().metadata().unwrap().len(), 0);
         error.diagnostics()[0].rule().id
     };

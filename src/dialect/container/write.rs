@@ -17,10 +17,7 @@ use crate::error::{Error, Result};
 use crate::io::{ContentRoot, tensor_digest, write_error};
 use crate::limits::Limits;
 use crate::rules;
-use crate::tensor::TensorInfo;
-
-/// Bytes copied at a time.
-const PIECE: u64 = 1 << 20;
+use crate::tensor::{TensorInfo, pieces};
 
 /// What was written.
 #[derive(Debug)]
@@ -32,17 +29,20 @@ pub(crate) struct Written {
 }
 
 /// Writes `adapter` as a container into the empty file `out`, of which `out_path` is the name in messages. `base` replaces what the
-/// adapter knows of its base; `step` is added to its lineage. The same adapter gives the same bytes.
+/// adapter knows of its base; `step` is added to its lineage. `advance` is called with the number of bytes of each piece that was
+/// written, and may end it. The same adapter gives the same bytes.
 ///
 /// # Errors
 /// `A-024` if an orientation is not declared, `P-011` if a target is no module's weight, `C-003`, `C-019`, `C-021` or `C-022` if the header
-/// would be over a limit, a `C-03x` rule if an identity or lineage record is malformed; `E-001`, `E-004` while reading, `E-002` while writing.
+/// would be over a limit, a `C-03x` rule if an identity or lineage record is malformed; `E-001`, `E-004` while reading, `E-002` while writing; the
+/// first of `advance`.
 pub(crate) fn write(
     adapter: &Adapter,
     base: Option<&BaseIdentity>,
     step: Option<Lineage>,
     out: &File,
     out_path: &Path,
+    mut advance: impl FnMut(u64) -> Result<()>,
 ) -> Result<Written> {
     let (mut manifest, factors) = draft(adapter, base.unwrap_or(adapter.base()), step).map_err(|e| e.file(adapter.label()))?;
     let mut tensors: Vec<(&str, &TensorInfo)> = factors.iter().map(|(name, factor)| (name.as_str(), factor.info())).collect();
@@ -52,7 +52,7 @@ pub(crate) fn write(
     let mut root = ContentRoot::default();
     for ((name, _), offset) in tensors.iter().zip(&layout.offsets) {
         if let Some(factor) = factors.get(*name) {
-            root.insert(name, copy(factor, out, *offset, out_path)?);
+            root.insert(name, copy(factor, out, *offset, out_path, &mut advance)?);
         }
     }
     manifest.digests = root.digests().clone();
@@ -167,18 +167,19 @@ fn lay_out(manifest: &Manifest, tensors: &[(&str, &TensorInfo)], out_path: &Path
 }
 
 /// Copies a tensor to `position` of the file and returns its digest.
-fn copy(factor: &Factor, out: &File, position: u64, out_path: &Path) -> Result<String> {
-    let len = factor.info().bytes();
+fn copy(
+    factor: &Factor,
+    out: &File,
+    position: u64,
+    out_path: &Path,
+    advance: &mut impl FnMut(u64) -> Result<()>,
+) -> Result<String> {
     let mut hash = tensor_digest(factor.info());
-    let mut buffer = vec![0; len.min(PIECE) as usize];
-    let mut offset = 0;
-    while offset < len {
-        let size = (len - offset).min(PIECE);
-        let piece = buffer.get_mut(..size as usize).unwrap_or_default();
+    pieces(factor.info().bytes(), |offset, piece| {
         factor.read(offset, piece)?;
         hash.update(piece);
         out.write_all_at(piece, position + offset).map_err(|e| write_error(out_path, e))?;
-        offset += size;
-    }
+        advance(piece.len() as u64)
+    })?;
     Ok(hash.finish())
 }

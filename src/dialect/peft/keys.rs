@@ -151,6 +151,9 @@ fn twice<'s, 'a>(
 
 /// Names that are not a LoRA factor: a part of another method, a stray, or a full tensor.
 fn other(segments: &[&str]) -> Role {
+    if segments.contains(&"original_module") {
+        return Role::Refused("the base's own copy of a module that was trained whole", "save the adapter with save_pretrained");
+    }
     let parameter = segments.iter().rev().take(3);
     for segment in parameter {
         if let Some((_, what)) = OTHER_METHODS.iter().find(|(start, _)| segment.starts_with(start)) {
@@ -158,11 +161,8 @@ fn other(segments: &[&str]) -> Role {
         }
     }
     match segments {
-        [.., "base_layer", _] => {
+        _ if segments.contains(&"base_layer") => {
             Role::Refused("a parameter of the base's own layer, and neither its weight nor its bias", MERGE_IN_PEFT)
-        }
-        [.., "original_module", _] => {
-            Role::Refused("the base's own copy of a module that was trained whole", "save the adapter with save_pretrained")
         }
         [_] => Role::Unknown,
         _ => Role::Full,

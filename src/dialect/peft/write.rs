@@ -68,7 +68,7 @@ fn describes(origin: &str, adapter: &Adapter, limits: &Limits) -> Option<()> {
             };
             agrees && target.bias.is_some() == config.lora_bias
         }
-        Kind::Embedding => true,
+        Kind::Embedding => target.bias.is_none(),
     });
     let targets: BTreeSet<&str> = modules.iter().copied().collect();
     let announced = |tensor: &str| full::unannounced(tensor, tensor, Some(&config), &targets).is_none();

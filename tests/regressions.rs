@@ -136,3 +136,18 @@ fn a_container_is_not_renamed_to_another_base() {
     let error = convert(&open_adapter(&container).unwrap(), &scratch.path().join("b.safetensors"), &options, &()).unwrap_err();
     assert_eq!(rule(error), (4, "A-027"));
 }
+
+/// PEFT shares one update between a tied embedding and its head then; the tensors alone do not say so.
+#[test]
+fn a_tied_update_is_refused_by_its_name() {
+    let scratch = tempfile::tempdir().unwrap();
+    for (adapter, refused) in [("llama-embed-unsaved", true), ("llama-qv-r8", false)] {
+        let folder = scratch.path().join(adapter);
+        copy(&fixture(&format!("adapters/{adapter}")), &folder);
+        let config = folder.join("adapter_config.json");
+        let text = fs::read_to_string(&config).unwrap();
+        assert!(text.contains("\"ensure_weight_tying\": false"));
+        fs::write(&config, text.replace("\"ensure_weight_tying\": false", "\"ensure_weight_tying\": true")).unwrap();
+        assert_eq!(open_adapter(&folder).map(drop).map_err(rule), if refused { Err((4, "P-006")) } else { Ok(()) });
+    }
+}

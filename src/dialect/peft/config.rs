@@ -19,7 +19,6 @@ const DEFAULT_ALPHA: f64 = 8.0;
 const HARMLESS: &[&str] = &[
     "auto_mapping",
     "corda_config",
-    "ensure_weight_tying",
     "eva_config",
     "exclude_modules",
     "inference_mode",
@@ -72,6 +71,8 @@ pub(crate) struct PeftConfig {
     pub(super) modules_to_save: Vec<String>,
     pub(super) bias: Bias,
     pub(super) lora_bias: bool,
+    /// The LoRA or the saved copy of an embedding is shared with the tied head.
+    pub(super) ensure_weight_tying: bool,
     pub(super) orientation: Orientation,
     pub(super) base_name: Option<String>,
     pub(super) warnings: Vec<Diagnostic>,
@@ -107,6 +108,7 @@ impl PeftConfig {
             modules_to_save: fields.names("modules_to_save"),
             bias: fields.bias(),
             lora_bias: fields.flag("lora_bias").unwrap_or(false),
+            ensure_weight_tying: fields.flag("ensure_weight_tying").unwrap_or(false),
             orientation: match fields.flag("fan_in_fan_out") {
                 None => Orientation::Undeclared,
                 Some(false) => Orientation::OutIn,

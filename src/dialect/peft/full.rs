@@ -13,6 +13,12 @@ use crate::rules;
 /// Layers that PEFT saves unasked when it finds the vocabulary resized (`EMBEDDING_LAYER_NAMES`).
 const EMBEDDINGS: &[&str] = &["embed_tokens", "lm_head"];
 
+/// Whether a tensor is the weight of an embedding or of an output layer, by PEFT's names for them.
+pub(super) fn is_embedding(tensor: &str) -> bool {
+    let module = tensor.strip_suffix(".weight").and_then(|module| module.rsplit('.').next());
+    module.is_some_and(|leaf| EMBEDDINGS.contains(&leaf))
+}
+
 /// Whether `modules_to_save` announces the parameter: some module on the way to it has a path that ends with an entry. As PEFT
 /// compares (`utils/other.py`, `_set_trainable`), the end need not begin at a dot.
 pub(super) fn saved(modules_to_save: &[String], parameter: &str) -> bool {

@@ -56,6 +56,7 @@ pub(crate) fn read(
     let modules = reader.group(&keys);
     let targets = reader.targets(&modules, config, options, limits);
     let replacements = reader.replacements(&keys, &modules, config);
+    reader.check_tying(&targets, &replacements, config);
     let Reader { problems, warnings, .. } = reader;
     let parts = AdapterParts {
         label: label.display().to_string(),
@@ -302,6 +303,19 @@ impl Reader<'_> {
                 self.warnings.push(Diagnostic::new(rules::KEY_GRAMMAR, message).tensor("lora_bias"));
             }
             _ => {}
+        }
+    }
+
+    /// With `ensure_weight_tying` PEFT trains one update for both names of a tied embedding and applies it transposed to the head, which
+    /// is not what the tensors say by themselves.
+    fn check_tying(&mut self, targets: &[Target], replacements: &[Replacement], config: Option<&PeftConfig>) {
+        let Some(config) = config.filter(|config| config.ensure_weight_tying) else { return };
+        let names = targets.iter().map(|t| &t.tensor).chain(replacements.iter().map(|r| &r.tensor));
+        if let Some(name) = names.into_iter().find(|name| full::is_embedding(name)) {
+            let message = format!("ensure_weight_tying is set, and {name:?} is updated together with what it is tied to");
+            let help = "merge it with PEFT (merge_and_unload) and use the merged model";
+            let problem = Diagnostic::new(rules::CONFIG_METHOD, message).tensor("ensure_weight_tying").help(help);
+            self.problem(problem.file(&config.file));
         }
     }
 

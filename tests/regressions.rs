@@ -151,3 +151,16 @@ fn a_tied_update_is_refused_by_its_name() {
         assert_eq!(open_adapter(&folder).map(drop).map_err(rule), if refused { Err((4, "P-006")) } else { Ok(()) });
     }
 }
+
+/// transformers fills the embeddings of both halves at random, or scales outputs otherwise, when T5's tie is set to false.
+#[test]
+fn an_encoder_decoder_is_not_untied() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path().join("adapter");
+    copy(&fixture("adapters/llama-lmhead"), &folder);
+    let (base, adapter) = (open_checkpoint(fixture("models/t5-tiny")).unwrap(), open_adapter(&folder).unwrap());
+    let mut options = MergeOptions::default();
+    options.bind.untie = true;
+    let error = dry_run(&base, &[Weighted::full(&adapter)], &scratch.path().join("out"), &options).unwrap_err();
+    assert_eq!(rule(error), (4, "A-026"));
+}

@@ -51,6 +51,9 @@ pub trait Progress: Sync {
 /// Watches nothing.
 impl Progress for () {}
 
+/// Threads beyond this only cost.
+const MOST_THREADS: usize = 256;
+
 /// What a run found out, by the order of [`Plan::changes`].
 #[derive(Debug)]
 pub(crate) struct Outcome {
@@ -122,7 +125,8 @@ pub(crate) fn run(
             }
         }
     };
-    let threads = options.threads.map_or(0, NonZeroUsize::get);
+    // No more threads than work, and never so many that starting them is the work.
+    let threads = options.threads.map_or(0, |n| n.get().min(tasks.len()).min(MOST_THREADS));
     // Where threads cannot be had, the work is done on this one: the bytes are the same.
     let results: Vec<Result<Sums>> = match rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
         Ok(pool) => pool.install(|| tasks.par_iter().enumerate().map_init(Scratch::default, one).collect()),

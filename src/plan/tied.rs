@@ -17,6 +17,11 @@ pub(super) fn stored_twin(base: &Checkpoint, name: &str) -> Option<&'static str>
     base.tied(name)?.present.first().copied()
 }
 
+/// Heads of decoders, about which `tie_word_embeddings` says nothing but that they are the embedding. With encoder-decoders it also
+/// fills in the embeddings of both halves and scales outputs (T5), with masked language models it also ties a bias: there a file with
+/// the flag set to false loads with weights made up at random (transformers 5.23).
+const PLAIN_HEADS: &[&str] = &["lm_head.weight", "language_model.lm_head.weight", "embed_out.weight"];
+
 /// Why the tensor may not be changed, or `None` if it may.
 pub(super) fn problem(base: &Checkpoint, name: &str, untie: bool) -> Option<Diagnostic> {
     let tie = base.tied(name)?;
@@ -34,7 +39,14 @@ pub(super) fn problem(base: &Checkpoint, name: &str, untie: bool) -> Option<Diag
         return None;
     }
     if untie {
-        return None;
+        let bodies =
+            usize::from(!is_head) + tie.present.iter().chain(&tie.absent).filter(|other| !tie.heads.contains(other)).count();
+        if bodies == 1 && tie.heads.iter().all(|head| PLAIN_HEADS.contains(head)) {
+            return None;
+        }
+        let message =
+            format!("{name:?} cannot be untied: in this model tie_word_embeddings also decides about other weights or scales");
+        return refuse(message, "merge the adapter with PEFT (merge_and_unload) and use the merged model");
     }
     let others = tie.heads.iter().filter(|head| **head != name).chain(&tie.present).chain(&tie.absent);
     let twin = others.copied().next().unwrap_or_default();

@@ -129,9 +129,7 @@ fn no_weights(path: &Path) -> Error {
 fn read_config(path: &Path, limits: &Limits) -> Result<peft::PeftConfig> {
     match read_small(path, limits.config_bytes)? {
         Some(bytes) => peft::PeftConfig::parse(&bytes, path, limits),
-        None => {
-            Err(Error::new(rules::CONFIG_LIMIT, format!("the config is longer than {} bytes", limits.config_bytes)).file(path))
-        }
+        None => Err(peft::PeftConfig::too_long(path, limits)),
     }
 }
 

@@ -3,7 +3,6 @@
 //! with the class, the rule, the place and the words that help, and nothing is left behind by the attempt. Tests are numbered as in
 //! the catalogue of bad inputs: H (headers), T (values of tensors), X (folders and indices), A (adapters), M (adapter and base),
 //! J (configs).
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests fail by panicking")]
 
 #[path = "catalogue/adapter.rs"]
 mod adapter;

@@ -1,6 +1,5 @@
 //! The command line as people and programs meet it: help, verbs, exit codes, and output that is valid whatever happens.
 #![cfg(feature = "cli")]
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 mod common;
 

@@ -1,7 +1,6 @@
 //! The documents of the command line say what it does: the examples in `docs/json.md` are run again, every member that they show is
 //! described, and the tables in `docs/errors.md` are those of the code.
 #![cfg(feature = "cli")]
-#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::path::Path;
 use std::process::Command;

@@ -148,10 +148,7 @@ impl<'a> Binder<'a, '_> {
             let exists = |name: &str| self.exists(name);
             needed.iter().filter(|name| exists(&renaming.apply(name, &exists))).count()
         };
-        let candidates = match &self.options.prefix {
-            Some((from, to)) => vec![Renaming { from: from.clone(), to: to.clone() }],
-            None => std::iter::once(Renaming::identity()).chain(rename::known()).collect(),
-        };
+        let candidates = self.candidates();
         if needed.is_empty() {
             // Replacements alone: they carry no proof of a renaming, so they are taken by their exact names or the user's prefix.
             self.adopt(candidates.into_iter().next().unwrap_or_else(Renaming::identity));
@@ -181,6 +178,14 @@ impl<'a> Binder<'a, '_> {
         }
     }
 
+    /// The renamings that may be used, in the order in which they are tried: the user's alone, or exact names and the known ones.
+    fn candidates(&self) -> Vec<Renaming> {
+        match &self.options.prefix {
+            Some((from, to)) => vec![Renaming { from: from.clone(), to: to.clone() }],
+            None => std::iter::once(Renaming::identity()).chain(rename::known()).collect(),
+        }
+    }
+
     fn adopt(&mut self, renaming: Renaming) {
         self.renaming = renaming.clone();
         self.binding.renaming = renaming;
@@ -194,10 +199,7 @@ impl<'a> Binder<'a, '_> {
     fn explain_missing(&mut self, needed: &[&str], label: &str, limits: &Limits) -> Result<()> {
         let exists = |name: &str| self.exists(name);
         let score = |renaming: &Renaming| needed.iter().filter(|n| exists(&renaming.apply(n, &exists))).count();
-        let candidates = match &self.options.prefix {
-            Some((from, to)) => vec![Renaming { from: from.clone(), to: to.clone() }],
-            None => std::iter::once(Renaming::identity()).chain(rename::known()).collect(),
-        };
+        let candidates = self.candidates();
         // The first of the best: exact names win a draw.
         let best = candidates.iter().rev().max_by_key(|c| score(c)).cloned().unwrap_or_else(Renaming::identity);
         let missing: Vec<&str> = needed.iter().copied().filter(|n| !exists(&best.apply(n, &exists))).collect();

@@ -4,7 +4,6 @@
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -12,7 +11,7 @@ use rayon::prelude::*;
 
 use super::load::{coordinates, float_of, left, nonfinite, right};
 use crate::error::{Error, Result};
-use crate::io::write_error;
+use crate::io::{disk, write_error};
 use crate::kernel::{Float, Isa, Part, Sums, Tile, update_tile};
 use crate::plan::{Change, Contribution, CopyRange, Head, Origin, OutShard, Plan};
 use crate::rules;
@@ -166,15 +165,10 @@ pub(crate) fn interrupted() -> Error {
 
 /// Reserves the file's space, so that a full disk is known before anything is computed, and writes a new header.
 fn prepare(file: &File, shard: &OutShard<'_>) -> std::io::Result<()> {
-    let flags = rustix::fs::FallocateFlags::empty();
-    match rustix::fs::fallocate(file, flags, 0, shard.len) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => file.set_len(shard.len)?,
-        Err(error) => return Err(error.into()),
-    }
+    disk::allocate(file, shard.len)?;
     match &shard.head {
         Head::Kept => Ok(()),
-        Head::New(bytes) => file.write_all_at(bytes, 0),
+        Head::New(bytes) => disk::write_at(file, bytes, 0),
     }
 }
 
@@ -262,7 +256,7 @@ impl Output<'_, '_> {
     }
 
     fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
-        self.file.write_all_at(bytes, at).map_err(|e| write_error(&self.path, e).offset(at))
+        disk::write_at(&self.file, bytes, at).map_err(|e| write_error(&self.path, e).offset(at))
     }
 }
 

@@ -2,6 +2,7 @@
 //! at all, and digests. No formats here.
 
 mod digest;
+pub(crate) mod disk;
 mod map;
 mod publish;
 mod source;

@@ -2,14 +2,16 @@
 //! renamed; on any error or interruption the staging is removed and the target is what it was. Never written through a link,
 //! never over an input.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::ErrorKind;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use rustix::fs::RenameFlags;
+use rustix::io::Errno;
 
+use super::disk;
 use crate::error::{Class, Error, Result};
 use crate::rules;
 
@@ -156,8 +158,8 @@ impl Staging {
             let n = COUNTER.fetch_add(1, Ordering::Relaxed);
             let path = parent.join(format!(".loratool-{}-{n}.tmp", std::process::id()));
             let made = match kind {
-                OutputKind::File => create_new(&path).map(drop),
-                OutputKind::Folder => fs::create_dir(&path),
+                OutputKind::File => disk::create_new(&path).map(drop),
+                OutputKind::Folder => disk::create_dir(&path),
             };
             match made {
                 Ok(()) => return Ok(Staging { target: target.to_owned(), path, kind, replaces, settled: false }),
@@ -191,12 +193,12 @@ impl Staging {
     pub(crate) fn create(&self, name: impl AsRef<Path>) -> Result<File> {
         let (path, target) = (self.path_of(&name), self.target_of(&name));
         let opened = match self.kind {
-            OutputKind::File => OpenOptions::new().read(true).write(true).open(&path),
+            OutputKind::File => disk::open_write(&path),
             OutputKind::Folder => {
                 if let Some(folder) = path.parent() {
                     fs::create_dir_all(folder).map_err(|e| write_error(&target, e))?;
                 }
-                create_new(&path)
+                disk::create_new(&path)
             }
         };
         opened.map_err(|e| write_error(&target, e))
@@ -228,30 +230,29 @@ impl Staging {
             }
         }
         self.settled = true;
-        sync(&parent, &parent)
+        sync_folder(&parent)
     }
 
     /// Old and new folder change names in one step; where the file system cannot do that, in two, the first of which is taken back
     /// if the second fails. The old one is removed last.
     fn exchange(&mut self, parent: &Path) -> Result<()> {
-        let unsupported = |e: &rustix::io::Errno| matches!(*e, rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS);
         let (here, there) = (&self.path, &self.target);
-        match rustix::fs::renameat_with(rustix::fs::CWD, here, rustix::fs::CWD, there, RenameFlags::EXCHANGE) {
+        match disk::rename(here, there, RenameFlags::EXCHANGE) {
             Ok(()) => {}
-            Err(e) if unsupported(&e) => {
+            Err(e) if is_unsupported(&e) => {
                 let aside = here.with_extension("old");
-                fs::rename(there, &aside).map_err(|e| write_error(there, e))?;
-                if let Err(e) = fs::rename(here, there) {
-                    fs::rename(&aside, there).map_err(|e| write_error(&aside, e))?;
+                disk::rename(there, &aside, RenameFlags::empty()).map_err(|e| write_error(there, e))?;
+                if let Err(e) = disk::rename(here, there, RenameFlags::empty()) {
+                    disk::rename(&aside, there, RenameFlags::empty()).map_err(|e| write_error(&aside, e))?;
                     return Err(write_error(there, e));
                 }
                 self.path = aside;
             }
-            Err(e) => return Err(write_error(there, e.into())),
+            Err(e) => return Err(write_error(there, e)),
         }
         // From here on the staging name holds the old folder, which stays if the new name may not be on disk.
         self.settled = true;
-        sync(parent, parent)?;
+        sync_folder(parent)?;
         self.settled = false;
         Ok(())
     }
@@ -274,16 +275,11 @@ impl Drop for Staging {
         if !self.settled {
             // Nothing is left to report to; a leftover has a name that says what it is.
             let _ = match self.kind {
-                OutputKind::File => fs::remove_file(&self.path),
-                OutputKind::Folder => fs::remove_dir_all(&self.path),
+                OutputKind::File => disk::remove_file(&self.path),
+                OutputKind::Folder => disk::remove_dir_all(&self.path),
             };
         }
     }
-}
-
-fn create_new(path: &Path) -> std::io::Result<File> {
-    let nofollow = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
-    OpenOptions::new().read(true).write(true).create_new(true).custom_flags(nofollow).open(path)
 }
 
 /// `target` is what messages call `path`.
@@ -294,23 +290,28 @@ fn sync_tree(path: &Path, target: &Path) -> Result<()> {
             sync_tree(&path.join(&name), &target.join(&name))?;
         }
     }
-    sync(path, target)
+    File::open(path).and_then(|file| disk::sync(&file)).map_err(|e| write_error(target, e))
 }
 
-fn sync(path: &Path, target: &Path) -> Result<()> {
-    File::open(path).and_then(|f| f.sync_all()).map_err(|e| write_error(target, e))
+fn sync_folder(path: &Path) -> Result<()> {
+    disk::sync_dir(path).map_err(|e| write_error(path, e))
 }
 
 /// `renameat2`, and plain `rename` on file systems that do not know its flags.
 fn rename(from: &Path, to: &Path, flags: RenameFlags) -> Result<()> {
-    match rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, flags) {
+    match disk::rename(from, to, flags) {
         Ok(()) => Ok(()),
-        Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) if identity(to).is_none() || flags.is_empty() => {
-            fs::rename(from, to).map_err(|e| write_error(to, e))
+        Err(e) if is_unsupported(&e) && identity(to).is_none() => {
+            disk::rename(from, to, RenameFlags::empty()).map_err(|e| write_error(to, e))
         }
-        Err(rustix::io::Errno::EXIST) => Err(appeared(to)),
-        Err(e) => Err(write_error(to, e.into())),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Err(appeared(to)),
+        Err(e) => Err(write_error(to, e)),
     }
+}
+
+/// The file system does not know the flags of `renameat2`.
+fn is_unsupported(error: &std::io::Error) -> bool {
+    [Errno::INVAL, Errno::NOSYS].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
 /// The error for a failed write, with what to do for the usual causes.

@@ -3,9 +3,10 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::{FileExt, FileTypeExt, OpenOptionsExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
+use super::disk;
 use super::map::Map;
 use crate::error::{Error, Result};
 use crate::rules;
@@ -55,10 +56,7 @@ pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
 }
 
 fn open_regular(path: &Path) -> Result<File> {
-    // O_NONBLOCK: opening a FIFO returns at once; it has no effect on regular files.
-    let nonblocking = rustix::fs::OFlags::NONBLOCK.bits() as i32;
-    let opened = std::fs::OpenOptions::new().read(true).custom_flags(nonblocking).open(path);
-    let file = opened.map_err(|e| read_error(path, e))?;
+    let file = disk::open(path).map_err(|e| read_error(path, e))?;
     let kind = file.metadata().map_err(|e| read_error(path, e))?.file_type();
     if kind.is_file() {
         return Ok(file);
@@ -97,6 +95,11 @@ pub(crate) fn read_error(path: &Path, error: std::io::Error) -> Error {
 }
 
 impl ByteSource {
+    /// The open file, for copies that the system makes by itself.
+    pub(crate) fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Length when the file was opened.
     pub(crate) fn len(&self) -> u64 {
         self.len
@@ -116,7 +119,7 @@ impl ByteSource {
                 None => Err(shrunk(path, offset)),
             };
         }
-        self.file.read_exact_at(buf, offset).map_err(|e| match e.kind() {
+        disk::read_at(&self.file, buf, offset).map_err(|e| match e.kind() {
             ErrorKind::UnexpectedEof => shrunk(path, offset),
             _ => read_error(path, e).offset(offset),
         })

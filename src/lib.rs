@@ -68,7 +68,7 @@ pub use codec::safetensors::{SafetensorsFile, Strictness};
 pub use codec::shards::ShardIndex;
 pub use error::{Class, Diagnostic, Error, Place, Result};
 pub use exec::{ExecOptions, Progress};
-pub use io::{Overwrite, ReadMode};
+pub use io::{Durability, Overwrite, ReadMode};
 pub use limits::Limits;
 pub use op::{
     ConvertOptions, ConvertTo, InspectOptions, MergeOptions, Values, convert, delta_rows, dry_run, inspect_adapter,

@@ -159,6 +159,9 @@ pub(super) struct MergeArgs {
     /// Threads to compute on [default: one per core]
     #[arg(long, value_name = "N", help_heading = "How it runs")]
     pub threads: Option<NonZeroUsize>,
+    /// Do not force the result to disk before it gets its name: faster, but a power cut may lose it
+    #[arg(long, help_heading = "How it runs")]
+    pub no_sync: bool,
     /// Map the input files into memory instead of reading them; no other program may shorten them meanwhile
     #[arg(long, help_heading = "How it runs")]
     pub mmap: bool,

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use super::args::{BindArgs, ConvertArgs, InspectArgs, MergeArgs, OpenArgs, To, ValidateArgs, Verb};
 use super::number;
 use crate::{
-    BindOptions, ConvertTo, Error, ExecOptions, InspectOptions, MergeOptions, OpenOptions, Orientation, Overwrite, ReadMode,
-    Result, Values, rules,
+    BindOptions, ConvertTo, Durability, Error, ExecOptions, InspectOptions, MergeOptions, OpenOptions, Orientation, Overwrite,
+    ReadMode, Result, Values, rules,
 };
 
 /// A resolved command.
@@ -124,6 +124,7 @@ fn merge(args: MergeArgs) -> Result<MergeJob> {
             bind: bind(args.bind)?,
             exec,
             overwrite: overwrite(args.overwrite),
+            durability: if args.no_sync { Durability::Fast } else { Durability::Synced },
             allow_repeat: args.allow_repeat,
             ..Default::default()
         },

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use crate::adapter::{Factor, Target};
 use crate::error::{Error, Result};
-use crate::kernel::Float;
+use crate::kernel::{Float, Value};
 use crate::plan::Panel;
 use crate::rules;
 use crate::tensor::{Dtype, TensorSource, pieces};
@@ -29,7 +29,7 @@ pub(crate) fn read_factors(target: &Target, rows: Range<u64>) -> Result<(Vec<f64
 /// `A-008`, `E-001`, `E-004`.
 pub(crate) fn check_finite(factor: &Factor) -> Result<()> {
     let float = float_of(factor.info().dtype).unwrap_or_else(|| unreachable!("adapters hold plain floats only"));
-    let mut out = Vec::new();
+    let mut out = Vec::<f64>::new();
     pieces(factor.info().bytes(), |offset, raw| {
         factor.read(offset, raw)?;
         out.resize(raw.len() / float.size(), 0.0);
@@ -43,7 +43,7 @@ pub(crate) fn check_finite(factor: &Factor) -> Result<()> {
 /// `E-001`, `E-004`.
 pub(crate) fn count_nonfinite(source: &dyn TensorSource, name: &str) -> Result<Option<(u64, String)>> {
     let Some((info, float)) = source.info(name).and_then(|info| Some((info, float_of(info.dtype)?))) else { return Ok(None) };
-    let (mut out, mut count, mut place) = (Vec::new(), 0, None);
+    let (mut out, mut count, mut place) = (Vec::<f64>::new(), 0, None);
     pieces(info.bytes(), |offset, raw| {
         source.read(name, offset, raw)?;
         out.resize(raw.len() / float.size(), 0.0);
@@ -83,13 +83,13 @@ pub(super) fn left(panel: &Panel<'_>, rows: Range<u64>, rank: u64, raw: &mut Vec
 }
 
 /// Right panel, columns `cols` of `(rank, total)`.
-pub(super) fn right(
+pub(super) fn right<V: Value>(
     panel: &Panel<'_>,
     cols: Range<u64>,
     rank: u64,
     total: u64,
     raw: &mut Vec<u8>,
-    out: &mut Vec<f64>,
+    out: &mut Vec<V>,
 ) -> Result<()> {
     match panel {
         Panel::Direct(factor) => block(factor, 0..rank, cols, total, raw, out),
@@ -100,7 +100,7 @@ pub(super) fn right(
             block(factor, cols, 0..rank, rank, raw, &mut plain)?;
             let rank = size(rank);
             out.clear();
-            out.resize(plain.len(), 0.0);
+            out.resize(plain.len(), V::default());
             for (j, row) in plain.chunks_exact(rank).enumerate() {
                 for (k, value) in row.iter().enumerate() {
                     out[k * n + j] = *value;
@@ -130,11 +130,18 @@ fn transposed(factor: &Factor, cols: Range<u64>, rank: u64, raw: &mut Vec<u8>, o
 }
 
 /// A block of a row-major matrix with `total` columns, in one read if the rows are whole.
-fn block(factor: &Factor, rows: Range<u64>, cols: Range<u64>, total: u64, raw: &mut Vec<u8>, out: &mut Vec<f64>) -> Result<()> {
+fn block<V: Value>(
+    factor: &Factor,
+    rows: Range<u64>,
+    cols: Range<u64>,
+    total: u64,
+    raw: &mut Vec<u8>,
+    out: &mut Vec<V>,
+) -> Result<()> {
     let float = float_of(factor.info().dtype).unwrap_or_else(|| unreachable!("adapters hold plain floats only"));
     let width = cols.end - cols.start;
     out.clear();
-    out.resize(size((rows.end - rows.start) * width), 0.0);
+    out.resize(size((rows.end - rows.start) * width), V::default());
     if width == total {
         return range(factor, float, rows.start * total, raw, out);
     }
@@ -145,7 +152,7 @@ fn block(factor: &Factor, rows: Range<u64>, cols: Range<u64>, total: u64, raw: &
 }
 
 /// Consecutive values from element `first` on.
-fn range(factor: &Factor, float: Float, first: u64, raw: &mut Vec<u8>, out: &mut [f64]) -> Result<()> {
+fn range<V: Value>(factor: &Factor, float: Float, first: u64, raw: &mut Vec<u8>, out: &mut [V]) -> Result<()> {
     raw.clear();
     raw.resize(out.len() * float.size(), 0);
     factor.read(first * float.size() as u64, raw)?;
@@ -153,11 +160,13 @@ fn range(factor: &Factor, float: Float, first: u64, raw: &mut Vec<u8>, out: &mut
 }
 
 /// Widens the values from element `first` on, all of which must be finite.
-fn widen(factor: &Factor, float: Float, first: u64, raw: &[u8], out: &mut [f64]) -> Result<()> {
+fn widen<V: Value>(factor: &Factor, float: Float, first: u64, raw: &[u8], out: &mut [V]) -> Result<()> {
     float.widen(raw, out);
-    match out.iter().position(|value| !value.is_finite()) {
+    // Unlike a search this vectorises.
+    let any = out.iter().fold(false, |any, value| any | !value.wide().is_finite());
+    match out.iter().position(|value| any && !value.wide().is_finite()) {
         None => Ok(()),
-        Some(at) => Err(nonfinite(factor, first + at as u64, out[at])),
+        Some(at) => Err(nonfinite(factor, first + at as u64, out[at].wide())),
     }
 }
 

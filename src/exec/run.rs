@@ -9,11 +9,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::prelude::*;
 
-use super::load::{coordinates, float_of, left, nonfinite, right};
+use super::block::{Scratch, compute_block, rows_cols};
 use crate::error::{Error, Result};
 use crate::io::{disk, write_error};
-use crate::kernel::{Float, Isa, Part, Sums, Tile, update_tile};
-use crate::plan::{Change, Contribution, CopyRange, Head, Origin, OutShard, Plan};
+use crate::kernel::{Isa, Sums};
+use crate::plan::{Change, CopyRange, Head, OutShard, Plan};
 use crate::rules;
 
 /// How a plan is carried out. Nothing here changes a byte of the result.
@@ -76,16 +76,6 @@ struct Output<'p, 'a> {
     file: File,
     /// Its name in messages.
     path: PathBuf,
-}
-
-/// Buffers of one thread, reused from task to task.
-#[derive(Default)]
-struct Scratch {
-    base: Vec<u8>,
-    wide: Vec<f64>,
-    out: Vec<u8>,
-    raw: Vec<u8>,
-    panels: Vec<(Vec<f64>, Vec<f64>)>,
 }
 
 /// Writes the weights of every output shard into files that `create` makes; the path that it gives is the file's name in messages.
@@ -172,14 +162,6 @@ fn prepare(file: &File, shard: &OutShard<'_>) -> std::io::Result<()> {
     }
 }
 
-/// Rows and columns of a change as the kernels see it: vectors and plain copies are one long row.
-fn rows_cols(change: &Change<'_>) -> (u64, u64) {
-    match change.info.shape.matrix() {
-        Some(matrix) if !change.contributions.is_empty() => matrix,
-        _ => (1, change.info.shape.elements()),
-    }
-}
-
 fn split<'p, 'a>(plan: &'p Plan<'a>, tile_bytes: usize) -> Vec<Task<'p, 'a>> {
     let tile_bytes = tile_bytes as u64;
     let mut tasks = Vec::new();
@@ -233,9 +215,13 @@ impl Output<'_, '_> {
         match work {
             Work::Copy(part, range) => {
                 let len = part.end - part.start;
-                scratch.base.resize(len as usize, 0);
-                plan.base.shards()[self.shard.shard].file.read_bytes(range.from + part.start, &mut scratch.base)?;
-                self.write(&scratch.base, range.to + part.start)?;
+                let source = &plan.base.shards()[self.shard.shard].file;
+                let (from, to) = (range.from + part.start, range.to + part.start);
+                if !source.copy_bytes(from, &self.file, to, len)? {
+                    scratch.base.resize(len as usize, 0);
+                    source.read_bytes(from, &mut scratch.base)?;
+                    self.write(&scratch.base, to)?;
+                }
                 Ok((Sums::default(), len))
             }
             Work::Tile(change, _, rows, cols) => {
@@ -257,152 +243,5 @@ impl Output<'_, '_> {
 
     fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
         disk::write_at(&self.file, bytes, at).map_err(|e| write_error(&self.path, e).offset(at))
-    }
-}
-
-/// The whole result of one change, in memory, for programs that want a single tensor.
-pub(crate) fn compute(plan: &Plan<'_>, change: &Change<'_>, options: &ExecOptions) -> Result<(Vec<u8>, Sums)> {
-    let (rows, cols) = rows_cols(change);
-    let isa = if options.portable { Isa::Portable } else { Isa::best() };
-    let mut scratch = Scratch::default();
-    let (mut bytes, mut sums) = (Vec::new(), Sums::default());
-    let rank: u64 = change.contributions.iter().map(|c| c.rank).sum();
-    let high = (options.tile_bytes as u64 / (8 * cols.max(rank).max(1))).max(1);
-    let mut row = 0;
-    while row < rows {
-        let end = rows.min(row + high);
-        sums.add(&compute_block(plan, isa, change, row..end, 0..cols, &mut scratch)?);
-        bytes.extend_from_slice(&scratch.out);
-        row = end;
-    }
-    Ok((bytes, sums))
-}
-
-/// Computes one block into `scratch.out`.
-fn compute_block(
-    plan: &Plan<'_>,
-    isa: Isa,
-    change: &Change<'_>,
-    rows: Range<u64>,
-    cols: Range<u64>,
-    scratch: &mut Scratch,
-) -> Result<Sums> {
-    let (_, total) = rows_cols(change);
-    let count = ((rows.end - rows.start) * (cols.end - cols.start)) as usize;
-    let to = float_of(change.info.dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
-    let stored = read_origin(plan, change, &rows, &cols, total, scratch)?;
-    let from = if stored == to { to } else { Float::F64 };
-    if from != stored {
-        scratch.wide.clear();
-        scratch.wide.resize(count, 0.0);
-        stored.widen(&scratch.base, &mut scratch.wide);
-        scratch.base.resize(count * 8, 0);
-        Float::F64.narrow(&scratch.wide, &mut scratch.base);
-    }
-    scratch.panels.resize_with(change.contributions.len().max(scratch.panels.len()), Default::default);
-    for (contribution, (l, r)) in change.contributions.iter().zip(&mut scratch.panels) {
-        left(&contribution.left, rows.clone(), contribution.rank, &mut scratch.raw, l)?;
-        right(&contribution.right, cols.clone(), contribution.rank, total, &mut scratch.raw, r)?;
-    }
-    let parts: Vec<Part<'_>> = change
-        .contributions
-        .iter()
-        .zip(scratch.panels.iter().map(|p| (&p.0, &p.1)))
-        .map(|(c, (l, r))| part_of(c, l, r))
-        .collect();
-    scratch.out.resize(count * to.size(), 0);
-    let mut tile = Tile {
-        from,
-        to,
-        base: &scratch.base,
-        out: &mut scratch.out,
-        cols: (cols.end - cols.start) as usize,
-        keep_nonfinite: plan.keep_nonfinite && matches!(change.origin, Origin::Base { .. }),
-    };
-    let sums = update_tile(isa, &mut tile, &parts);
-    if sums.nonfinite > 0 {
-        return Err(first_nonfinite(plan, change, from, to, rows, cols, total, scratch));
-    }
-    Ok(sums)
-}
-
-fn part_of<'s>(contribution: &Contribution<'_>, left: &'s [f64], right: &'s [f64]) -> Part<'s> {
-    Part { left, right, rank: contribution.rank as usize, scale: contribution.scale }
-}
-
-/// Reads a block of the values that the change starts from into `scratch.base`, as stored.
-fn read_origin(
-    plan: &Plan<'_>,
-    change: &Change<'_>,
-    rows: &Range<u64>,
-    cols: &Range<u64>,
-    total: u64,
-    scratch: &mut Scratch,
-) -> Result<Float> {
-    let info = match &change.origin {
-        Origin::Base { info, .. } => info,
-        Origin::Adapter(factor) => factor.info(),
-    };
-    let float = float_of(info.dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
-    let size = float.size() as u64;
-    let width = cols.end - cols.start;
-    let read = |element: u64, buf: &mut [u8]| match &change.origin {
-        Origin::Base { shard, begin, .. } => plan.base.shards()[*shard].file.read_bytes(begin + element * size, buf),
-        Origin::Adapter(factor) => factor.read(element * size, buf),
-    };
-    scratch.base.resize(((rows.end - rows.start) * width * size) as usize, 0);
-    if width == total {
-        read(rows.start * total, &mut scratch.base)?;
-    } else {
-        for (row, buf) in rows.clone().zip(scratch.base.chunks_exact_mut((width * size).max(1) as usize)) {
-            read(row * total + cols.start, buf)?;
-        }
-    }
-    Ok(float)
-}
-
-/// Finds the first value of a block that is not finite and says whose fault it is.
-#[expect(clippy::too_many_arguments, reason = "the cold path of compute_block, with its whole state")]
-fn first_nonfinite(
-    plan: &Plan<'_>,
-    change: &Change<'_>,
-    from: Float,
-    to: Float,
-    rows: Range<u64>,
-    cols: Range<u64>,
-    total: u64,
-    scratch: &Scratch,
-) -> Error {
-    let width = (cols.end - cols.start) as usize;
-    let (mut base, mut out) = (vec![0.0; scratch.out.len() / to.size()], vec![0.0; scratch.out.len() / to.size()]);
-    from.widen(&scratch.base, &mut base);
-    to.widen(&scratch.out, &mut out);
-    let at = out
-        .iter()
-        .zip(&base)
-        .position(|(m, w)| {
-            !m.is_finite() && (w.is_finite() || !plan.keep_nonfinite || matches!(change.origin, Origin::Adapter(_)))
-        })
-        .unwrap_or(0);
-    let element = (rows.start + (at / width.max(1)) as u64) * total + cols.start + (at % width.max(1)) as u64;
-    let coordinates = coordinates(change.info.shape.dims(), element);
-    let dtype = change.info.dtype;
-    if base[at].is_finite() {
-        let message =
-            format!("the merged value of {:?} at {coordinates} overflows {dtype} (base value {:e})", change.name, base[at]);
-        return Error::new(rules::RESULT_FINITE, message)
-            .file(plan.base.path())
-            .tensor(&change.name)
-            .help("merge into a base of a wider dtype");
-    }
-    match &change.origin {
-        Origin::Adapter(factor) => nonfinite(factor, element, base[at]),
-        Origin::Base { .. } => {
-            let message = format!("the base holds {} in {:?} at {coordinates}", base[at], change.name);
-            Error::new(rules::BASE_FINITE, message)
-                .file(plan.base.path())
-                .tensor(&change.name)
-                .help("the base is damaged; to leave such values as they are, pass --allow-nonfinite-base")
-        }
     }
 }

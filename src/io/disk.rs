@@ -40,6 +40,13 @@ pub(crate) fn write_at(file: &File, bytes: &[u8], offset: u64) -> io::Result<()>
     file.write_all_at(bytes, offset)
 }
 
+/// Copies up to `len` bytes from file to file inside the system, which shares the blocks where the file system can. How many were copied:
+/// 0 at the end of `from`.
+pub(crate) fn copy_range(from: &File, from_offset: u64, to: &File, to_offset: u64, len: usize) -> io::Result<usize> {
+    let (mut from_offset, mut to_offset) = (from_offset, to_offset);
+    Ok(rustix::fs::copy_file_range(from, Some(&mut from_offset), to, Some(&mut to_offset), len)?)
+}
+
 /// Reserves `len` bytes; where the file system cannot, the file only gets its length.
 pub(crate) fn allocate(file: &File, len: u64) -> io::Result<()> {
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, len) {

@@ -8,7 +8,7 @@ mod publish;
 mod source;
 
 pub(crate) use digest::{ContentRoot, structure_digest, tensor_digest};
-pub use publish::Overwrite;
+pub use publish::{Durability, Overwrite};
 pub(crate) use publish::{OutputKind, Staging, check_output, free_space, write_error};
 pub use source::ReadMode;
 pub(crate) use source::{ByteSource, open, read_error, read_small};

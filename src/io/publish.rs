@@ -25,6 +25,16 @@ pub enum Overwrite {
     Replace,
 }
 
+/// What a finished output survives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Durability {
+    /// A power cut: everything is forced to disk before it gets its name (default).
+    #[default]
+    Synced,
+    /// The end of the program, but not a power cut: the system writes to disk when it likes, as after `cp`.
+    Fast,
+}
+
 /// What the output is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OutputKind {

@@ -95,11 +95,6 @@ pub(crate) fn read_error(path: &Path, error: std::io::Error) -> Error {
 }
 
 impl ByteSource {
-    /// The open file, for copies that the system makes by itself.
-    pub(crate) fn file(&self) -> &File {
-        &self.file
-    }
-
     /// Length when the file was opened.
     pub(crate) fn len(&self) -> u64 {
         self.len
@@ -123,6 +118,25 @@ impl ByteSource {
             ErrorKind::UnexpectedEof => shrunk(path, offset),
             _ => read_error(path, e).offset(offset),
         })
+    }
+
+    /// Copies `len` bytes from `offset` on to `to_offset` of `to`, inside the system. `Ok(false)`, with nothing promised of the bytes in
+    /// `to`, where the system cannot: they are then to be read and written.
+    ///
+    /// # Errors
+    /// As [`read_at`](Self::read_at); what the system says of either file is taken as the reader's, and a failed write shows again.
+    pub(crate) fn copy_to(&self, path: &Path, offset: u64, to: &File, to_offset: u64, len: u64) -> Result<bool> {
+        let mut done = 0;
+        while done < len {
+            let part = usize::try_from(len - done).unwrap_or(usize::MAX);
+            match disk::copy_range(&self.file, offset + done, to, to_offset + done, part) {
+                Ok(0) => return Err(shrunk(path, offset + done)),
+                Ok(n) => done += n as u64,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return Ok(false),
+            }
+        }
+        Ok(true)
     }
 }
 

@@ -23,18 +23,18 @@ impl Float {
         }
     }
 
-    /// Widens as many values as fit into `out`.
-    pub(crate) fn widen(self, bytes: &[u8], out: &mut [f64]) {
-        fn run<F: Format>(bytes: &[u8], out: &mut [f64]) {
+    /// Widens as many values as fit into `out`: exactly, unless F64 goes into f32.
+    pub(crate) fn widen<V: Value>(self, bytes: &[u8], out: &mut [V]) {
+        fn run<F: Format, V: Value>(bytes: &[u8], out: &mut [V]) {
             for (value, raw) in out.iter_mut().zip(bytes.chunks_exact(F::SIZE)) {
-                *value = F::widen(F::load(raw));
+                *value = V::from_wide(F::widen(F::load(raw)));
             }
         }
         match self {
-            Float::F64 => run::<F64>(bytes, out),
-            Float::F32 => run::<F32>(bytes, out),
-            Float::F16 => run::<F16>(bytes, out),
-            Float::BF16 => run::<BF16>(bytes, out),
+            Float::F64 => run::<F64, V>(bytes, out),
+            Float::F32 => run::<F32, V>(bytes, out),
+            Float::F16 => run::<F16, V>(bytes, out),
+            Float::BF16 => run::<BF16, V>(bytes, out),
         }
     }
 
@@ -51,6 +51,46 @@ impl Float {
             Float::F16 => run::<F16>(values, out),
             Float::BF16 => run::<BF16>(values, out),
         }
+    }
+}
+
+/// What factors are held as: f32, which is exact for all formats but F64, or f64.
+pub(crate) trait Value: Copy + Default + Send + Sync {
+    /// A product with another such value is exact in f64, so that fused and separate operations have the same bits.
+    const EXACT: bool;
+    fn wide(self) -> f64;
+    fn from_wide(value: f64) -> Self;
+    /// The slice, if it is of f32.
+    fn singles(slice: &[Self]) -> Option<&[f32]>;
+}
+
+impl Value for f32 {
+    const EXACT: bool = true;
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        f64::from(self)
+    }
+    #[inline(always)]
+    fn from_wide(value: f64) -> f32 {
+        value as f32
+    }
+    fn singles(slice: &[f32]) -> Option<&[f32]> {
+        Some(slice)
+    }
+}
+
+impl Value for f64 {
+    const EXACT: bool = false;
+    #[inline(always)]
+    fn wide(self) -> f64 {
+        self
+    }
+    #[inline(always)]
+    fn from_wide(value: f64) -> f64 {
+        value
+    }
+    fn singles(_: &[f64]) -> Option<&[f32]> {
+        None
     }
 }
 
@@ -86,6 +126,57 @@ macro_rules! stored_as {
             raw.copy_from_slice(&bits.to_le_bytes());
         }
     };
+}
+
+/// A 16-bit format, reached from f32 without a detour.
+pub(super) trait Half: Format<Bits = u16> {
+    /// Magnitudes from here on are rounded by dropping a fixed number of bits.
+    const SMALLEST: f32;
+    /// The largest magnitude that f32 arithmetic is trusted with: rounding cannot overflow, and a square not f32.
+    const LARGEST: f32;
+    /// Exact.
+    fn widen_single(bits: u16) -> f32;
+    /// Rounded once, to nearest even.
+    fn narrow_single(value: f32) -> u16;
+    /// The tie between the two values of the format that enclose `value`, at least [`SMALLEST`](Self::SMALLEST).
+    fn tie(value: f32) -> f32;
+}
+
+impl Half for BF16 {
+    const SMALLEST: f32 = 0.0;
+    const LARGEST: f32 = 1e15;
+    #[inline(always)]
+    fn widen_single(bits: u16) -> f32 {
+        f32::from_bits(u32::from(bits) << 16)
+    }
+    #[inline(always)]
+    fn narrow_single(value: f32) -> u16 {
+        let bits = value.to_bits();
+        (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+    }
+    #[inline(always)]
+    fn tie(value: f32) -> f32 {
+        f32::from_bits(value.to_bits() & 0xffff_0000 | 0x8000)
+    }
+}
+
+impl Half for F16 {
+    const SMALLEST: f32 = 6.103_515_6e-5;
+    const LARGEST: f32 = 65504.0;
+    #[inline(always)]
+    fn widen_single(bits: u16) -> f32 {
+        f16_value(bits)
+    }
+    #[inline(always)]
+    fn narrow_single(value: f32) -> u16 {
+        let bits = value.to_bits();
+        let magnitude = (bits & 0x7fff_ffff).wrapping_add(0xfff + ((bits >> 13) & 1)) >> 13;
+        ((bits >> 16) & 0x8000 | magnitude.wrapping_sub(112 << 10) & 0x7fff) as u16
+    }
+    #[inline(always)]
+    fn tie(value: f32) -> f32 {
+        f32::from_bits(value.to_bits() & 0xffff_e000 | 0x1000)
+    }
 }
 
 pub(super) struct F64;

@@ -5,15 +5,19 @@
 //! the same bits, and so does every instruction set: the bytes of a merge do not depend on the machine (`spec/adapter-model.md`,
 //!
 //!
+//! 16-bit weights go through f32 where an error bound shows that the bits are the same ([`single`]).
+//!
 //! Each kernel is written once as plain code over fixed-size blocks, which the compiler turns into vectors, and instantiated per
 //! instruction set in [`dispatch`].
 
 mod dispatch;
 mod float;
 mod gram;
+mod single;
 mod tile;
+mod vector;
 
 pub(crate) use dispatch::{Isa, update_tile};
-pub(crate) use float::Float;
+pub(crate) use float::{Float, Value};
 pub(crate) use gram::product_norm;
 pub(crate) use tile::{Part, Sums, Tile};

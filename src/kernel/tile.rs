@@ -1,17 +1,17 @@
 //! The update of one tile: widen, add the low-rank products, round once, and take the sums that the report needs, in one pass.
 //!
 //! A tile is a block of rows of W, `(rows, cols)`. For each adapter there is a left factor L `(rows, rank)` and a right factor
-//! R `(rank, cols)`, both widened to f64: for a linear layer L is rows of B and R is A; the other kinds transpose while loading.
+//! R `(rank, cols)`, widened without loss: for a linear layer L is rows of B and R is A; the other kinds transpose while loading.
 
-use super::float::{BF16, F16, Float, Format};
+use super::float::{BF16, F16, Float, Format, Value};
 
 /// The contribution of one adapter: `scale · L · R`.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Part<'a> {
-    /// `(rows, rank)`, row-major.
+pub(crate) struct Part<'a, V> {
+    /// `(rows, rank)`, row-major; each is a value of `V`.
     pub(crate) left: &'a [f64],
     /// `(rank, cols)`, row-major.
-    pub(crate) right: &'a [f64],
+    pub(crate) right: &'a [V],
     /// Number of columns of L and of rows of R; at least 1.
     pub(crate) rank: usize,
     /// What multiplies the product: weight times effective scale.
@@ -76,15 +76,15 @@ impl Sums {
 }
 
 /// Columns that are computed together: 32 f64 are four AVX-512 or eight AVX2 registers, which leaves room for operands.
-const BLOCK: usize = 32;
+pub(super) const BLOCK: usize = 32;
 /// Columns that are swept row by row before the next ones, so that the part of R that is used stays in the L2 cache: at rank 64
 /// this is 256 KiB.
-const PANEL: usize = 512;
+pub(super) const PANEL: usize = 512;
 
 /// Updates the tile: W is stored as `F`, the result as `G`. `F` and `G` are the same format, or `F` is F64 (a base that was
 /// widened before). Inlined into one function per instruction set and pair of formats.
 #[inline(always)]
-pub(super) fn update<F: Format, G: Format>(tile: &mut Tile<'_>, parts: &[Part<'_>]) -> Sums {
+pub(super) fn update<F: Format, G: Format, V: Value, const FMA: bool>(tile: &mut Tile<'_>, parts: &[Part<'_, V>]) -> Sums {
     let cols = tile.cols;
     let mut sums = Lanes::default();
     let mut start = 0;
@@ -96,9 +96,7 @@ pub(super) fn update<F: Format, G: Format>(tile: &mut Tile<'_>, parts: &[Part<'_
             while at < end {
                 let n = (end - at).min(BLOCK);
                 let (base, out) = (&base[at * F::SIZE..(at + n) * F::SIZE], &mut out[at * G::SIZE..(at + n) * G::SIZE]);
-                // A short block is computed as a whole one whose missing values are zero: they change nothing, and no sum.
-                let delta = if n == BLOCK { delta::<BLOCK>(row, at, cols, parts) } else { short_delta(row, at, n, cols, parts) };
-                block::<F, G>(base, out, &delta, tile.keep_nonfinite, &mut sums);
+                update_block::<F, G, V, FMA>(row, at, n, cols, parts, base, out, tile.keep_nonfinite, &mut sums);
                 at += n;
             }
         }
@@ -107,10 +105,33 @@ pub(super) fn update<F: Format, G: Format>(tile: &mut Tile<'_>, parts: &[Part<'_
     sums.finish()
 }
 
+/// Updates `n` values of one row, at most a block, from column `at` on.
+#[inline(always)]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a place, two slices of bytes and what goes in; a struct for it would be built per block"
+)]
+pub(super) fn update_block<F: Format, G: Format, V: Value, const FMA: bool>(
+    row: usize,
+    at: usize,
+    n: usize,
+    cols: usize,
+    parts: &[Part<'_, V>],
+    base: &[u8],
+    out: &mut [u8],
+    keep_nonfinite: bool,
+    sums: &mut Lanes,
+) {
+    // A short block is computed as a whole one whose missing values are zero: they change nothing, and no sum.
+    let delta =
+        if n == BLOCK { delta::<V, BLOCK, FMA>(row, at, cols, parts) } else { short_delta::<V, FMA>(row, at, n, cols, parts) };
+    block::<F, G>(base, out, &delta, keep_nonfinite, sums);
+}
+
 /// The update of `N` values of one row. The order of the sum over the rank is ascending, the order over adapters is as given, and both
 /// are independent of `N`, so every element has the same bits wherever the tile's borders lie.
 #[inline(always)]
-fn delta<const N: usize>(row: usize, at: usize, cols: usize, parts: &[Part<'_>]) -> [f64; N] {
+fn delta<V: Value, const N: usize, const FMA: bool>(row: usize, at: usize, cols: usize, parts: &[Part<'_, V>]) -> [f64; N] {
     let mut delta = [0.0f64; N];
     for part in parts {
         let left = &part.left[row * part.rank..(row + 1) * part.rank];
@@ -118,7 +139,8 @@ fn delta<const N: usize>(row: usize, at: usize, cols: usize, parts: &[Part<'_>])
         for (k, &l) in left.iter().enumerate() {
             let right = &part.right[k * cols + at..k * cols + at + N];
             for (p, &r) in product.iter_mut().zip(right) {
-                *p += l * r;
+                // Where the product is exact, fusing changes no bit.
+                *p = if FMA && V::EXACT { l.mul_add(r.wide(), *p) } else { *p + l * r.wide() };
             }
         }
         for (d, p) in delta.iter_mut().zip(product) {
@@ -128,12 +150,19 @@ fn delta<const N: usize>(row: usize, at: usize, cols: usize, parts: &[Part<'_>])
     delta
 }
 
+/// The update of one value, where there is a fused multiply-add.
+#[inline(always)]
+pub(super) fn exact_delta(row: usize, at: usize, cols: usize, parts: &[Part<'_, f32>]) -> f64 {
+    let [delta] = delta::<f32, 1, true>(row, at, cols, parts);
+    delta
+}
+
 /// The same for the last `n` values of a row.
 #[inline(always)]
-fn short_delta(row: usize, at: usize, n: usize, cols: usize, parts: &[Part<'_>]) -> [f64; BLOCK] {
+fn short_delta<V: Value, const FMA: bool>(row: usize, at: usize, n: usize, cols: usize, parts: &[Part<'_, V>]) -> [f64; BLOCK] {
     let mut all = [0.0; BLOCK];
     for (i, d) in all.iter_mut().enumerate().take(n) {
-        [*d] = delta::<1>(row, at + i, cols, parts);
+        [*d] = delta::<V, 1, FMA>(row, at + i, cols, parts);
     }
     all
 }
@@ -180,7 +209,7 @@ fn block<F: Format, G: Format>(base: &[u8], out: &mut [u8], delta: &[f64; BLOCK]
 const LANES: usize = 8;
 
 #[derive(Default)]
-struct Lanes {
+pub(super) struct Lanes {
     base: [f64; LANES],
     delta: [f64; LANES],
     applied: [f64; LANES],
@@ -212,6 +241,15 @@ impl Lanes {
             }
         }
         false
+    }
+
+    /// Takes in sums that were made elsewhere.
+    #[inline(always)]
+    pub(super) fn add_totals(&mut self, base: f64, delta: f64, applied: f64, changed: u64) {
+        self.base[0] += base;
+        self.delta[0] += delta;
+        self.applied[0] += applied;
+        self.changed[0] += changed;
     }
 
     /// A block with values that are not finite: they are counted, and the sums go on without them.
@@ -246,7 +284,7 @@ impl Lanes {
         }
     }
 
-    fn finish(self) -> Sums {
+    pub(super) fn finish(self) -> Sums {
         Sums {
             base: self.base.iter().sum(),
             delta: self.delta.iter().sum(),

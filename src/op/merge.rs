@@ -10,7 +10,7 @@ use crate::checkpoint::Checkpoint;
 use crate::codec::safetensors::{SafetensorsFile, Strictness};
 use crate::error::{Diagnostic, Error, Result};
 use crate::exec::{self, ExecOptions, Outcome, Progress};
-use crate::io::{OutputKind, Overwrite, ReadMode, Staging, check_output, free_space, write_error};
+use crate::io::{Durability, OutputKind, Overwrite, ReadMode, Staging, check_output, free_space, write_error};
 use crate::kernel::Sums;
 use crate::limits::Limits;
 use crate::plan::{BindOptions, Change, Origin, Panel, Plan, Weighted};
@@ -33,6 +33,8 @@ pub struct MergeOptions {
     pub allow_repeat: bool,
     /// What to do if the output exists. Default: refuse.
     pub overwrite: Overwrite,
+    /// Whether the result is forced to disk before it is published. Default: it is.
+    pub durability: Durability,
     /// Bounds on input.
     pub limits: Limits,
 }
@@ -65,7 +67,9 @@ pub fn merge(
     if kind == OutputKind::Folder {
         write_companions(&plan, &staging)?;
     }
-    staging.sync()?;
+    if options.durability == Durability::Synced {
+        staging.sync()?;
+    }
     reread(&plan, &staging, options)?;
     if progress.cancelled() {
         return Err(exec::interrupted());
@@ -292,8 +296,9 @@ fn fill_in(report: &mut MergeReport, plan: &Plan<'_>, outcome: &Outcome) {
     }
 }
 
+/// To six digits: more are not the same on every machine, since the sums behind them may be taken in f32.
 fn ratio(x: f64, y: f64) -> Option<f64> {
-    (y > 0.0).then(|| x / y)
+    (y > 0.0).then(|| x / y).map(|ratio| format!("{ratio:.5e}").parse().unwrap_or(ratio))
 }
 
 /// The small files: copied as they are, but for the index and the config where the plan changes what they say.

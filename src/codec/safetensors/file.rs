@@ -1,6 +1,7 @@
 //! One safetensors file, open: the header checked once, tensors read by range from the same descriptor.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use super::Strictness;
@@ -65,6 +66,11 @@ impl SafetensorsFile {
     /// Fills `buf` from byte `offset` of the file.
     pub(crate) fn read_bytes(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.source.read_at(&self.path, offset, buf)
+    }
+
+    /// Copies `len` bytes from byte `offset` of the file on to `to_offset` of `to`; false where the system cannot by itself.
+    pub(crate) fn copy_bytes(&self, offset: u64, to: &File, to_offset: u64, len: u64) -> Result<bool> {
+        self.source.copy_to(&self.path, offset, to, to_offset, len)
     }
 }
 

@@ -1,0 +1,236 @@
+//! One block of one change: read what it starts from and the factors, compute, check that the result is finite. The one place where
+//! the bytes of a plan become the slices of a kernel.
+
+use std::ops::Range;
+
+use super::load::{coordinates, float_of, left, nonfinite, right};
+use super::run::ExecOptions;
+use crate::error::{Error, Result};
+use crate::kernel::{Float, Isa, Part, Sums, Tile, Value, update_tile};
+use crate::plan::{Change, Contribution, Origin, Panel, Plan};
+use crate::rules;
+use crate::tensor::Dtype;
+
+/// Buffers of one thread, reused from block to block.
+#[derive(Default)]
+pub(super) struct Scratch {
+    /// What the block starts from, as stored.
+    pub(super) base: Vec<u8>,
+    /// The result.
+    pub(super) out: Vec<u8>,
+    wide: Vec<f64>,
+    raw: Vec<u8>,
+    lefts: Vec<Vec<f64>>,
+    single: Rights<f32>,
+    double: Rights<f64>,
+}
+
+/// Right panels, one per contribution, kept while the blocks of one change and the same columns follow each other.
+struct Rights<V> {
+    of: Option<(usize, Range<u64>)>,
+    panels: Vec<Vec<V>>,
+}
+
+impl<V> Default for Rights<V> {
+    fn default() -> Self {
+        Rights { of: None, panels: Vec::new() }
+    }
+}
+
+/// Rows and columns of a change as the kernels see it: vectors and plain copies are one long row.
+pub(super) fn rows_cols(change: &Change<'_>) -> (u64, u64) {
+    match change.info.shape.matrix() {
+        Some(matrix) if !change.contributions.is_empty() => matrix,
+        _ => (1, change.info.shape.elements()),
+    }
+}
+
+/// The whole result of one change, in memory, for programs that want a single tensor.
+pub(crate) fn compute(plan: &Plan<'_>, change: &Change<'_>, options: &ExecOptions) -> Result<(Vec<u8>, Sums)> {
+    let (rows, cols) = rows_cols(change);
+    let isa = if options.portable { Isa::Portable } else { Isa::best() };
+    let mut scratch = Scratch::default();
+    let (mut bytes, mut sums) = (Vec::new(), Sums::default());
+    let rank: u64 = change.contributions.iter().map(|c| c.rank).sum();
+    let high = (options.tile_bytes as u64 / (8 * cols.max(rank).max(1))).max(1);
+    let mut row = 0;
+    while row < rows {
+        let end = rows.min(row + high);
+        sums.add(&compute_block(plan, isa, change, row..end, 0..cols, &mut scratch)?);
+        bytes.extend_from_slice(&scratch.out);
+        row = end;
+    }
+    Ok((bytes, sums))
+}
+
+/// Computes one block into `scratch.out`.
+///
+/// # Errors
+/// `A-008`, `A-030`, `A-031`, `E-001`, `E-004`.
+pub(super) fn compute_block(
+    plan: &Plan<'_>,
+    isa: Isa,
+    change: &Change<'_>,
+    rows: Range<u64>,
+    cols: Range<u64>,
+    scratch: &mut Scratch,
+) -> Result<Sums> {
+    let (_, total) = rows_cols(change);
+    let count = ((rows.end - rows.start) * (cols.end - cols.start)) as usize;
+    let to = float_of(change.info.dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
+    let stored = read_origin(plan, change, &rows, &cols, total, scratch)?;
+    let from = if stored == to { to } else { Float::F64 };
+    if from != stored {
+        scratch.wide.clear();
+        scratch.wide.resize(count, 0.0);
+        stored.widen(&scratch.base, &mut scratch.wide);
+        scratch.base.resize(count * 8, 0);
+        Float::F64.narrow(&scratch.wide, &mut scratch.base);
+    }
+    scratch.out.resize(count * to.size(), 0);
+    // Taken out, so that the rest of the scratch can be borrowed beside them, and put back for the next block.
+    let sums = if is_single(change) {
+        let mut rights = std::mem::take(&mut scratch.single);
+        let sums = apply(plan, isa, change, (from, to), &rows, &cols, scratch, &mut rights);
+        scratch.single = rights;
+        sums?
+    } else {
+        let mut rights = std::mem::take(&mut scratch.double);
+        let sums = apply(plan, isa, change, (from, to), &rows, &cols, scratch, &mut rights);
+        scratch.double = rights;
+        sums?
+    };
+    if sums.nonfinite > 0 {
+        return Err(first_nonfinite(plan, change, from, to, rows, cols, total, scratch));
+    }
+    Ok(sums)
+}
+
+/// Is f32 enough for all factors?
+fn is_single(change: &Change<'_>) -> bool {
+    let single = |panel: &Panel<'_>| match panel {
+        Panel::Direct(factor) | Panel::Transposed(factor) => factor.info().dtype != Dtype::F64,
+        Panel::One => true,
+    };
+    change.contributions.iter().all(|c| single(&c.left) && single(&c.right))
+}
+
+/// Loads the panels and computes.
+#[expect(clippy::too_many_arguments, reason = "the second half of compute_block, once per width of the panels")]
+fn apply<V: Value>(
+    plan: &Plan<'_>,
+    isa: Isa,
+    change: &Change<'_>,
+    (from, to): (Float, Float),
+    rows: &Range<u64>,
+    cols: &Range<u64>,
+    scratch: &mut Scratch,
+    rights: &mut Rights<V>,
+) -> Result<Sums> {
+    let (_, total) = rows_cols(change);
+    let count = change.contributions.len();
+    // A plan's changes stay where they are while it is carried out: the address says which one it is.
+    let of = (std::ptr::from_ref(change).addr(), cols.clone());
+    let held = rights.of.replace(of.clone()) == Some(of);
+    scratch.lefts.resize_with(count.max(scratch.lefts.len()), Default::default);
+    rights.panels.resize_with(count.max(rights.panels.len()), Default::default);
+    for ((contribution, l), r) in change.contributions.iter().zip(&mut scratch.lefts).zip(&mut rights.panels) {
+        left(&contribution.left, rows.clone(), contribution.rank, &mut scratch.raw, l)?;
+        if !held && let Err(error) = right(&contribution.right, cols.clone(), contribution.rank, total, &mut scratch.raw, r) {
+            rights.of = None;
+            return Err(error);
+        }
+    }
+    let panels = scratch.lefts.iter().zip(&rights.panels);
+    let parts: Vec<Part<'_, V>> = change.contributions.iter().zip(panels).map(|(c, (l, r))| part_of(c, l, r)).collect();
+    let mut tile = Tile {
+        from,
+        to,
+        base: &scratch.base,
+        out: &mut scratch.out,
+        cols: (cols.end - cols.start) as usize,
+        keep_nonfinite: plan.keep_nonfinite && matches!(change.origin, Origin::Base { .. }),
+    };
+    Ok(update_tile(isa, &mut tile, &parts))
+}
+
+fn part_of<'s, V>(contribution: &Contribution<'_>, left: &'s [f64], right: &'s [V]) -> Part<'s, V> {
+    Part { left, right, rank: contribution.rank as usize, scale: contribution.scale }
+}
+
+/// Reads a block of the values that the change starts from into `scratch.base`, as stored.
+fn read_origin(
+    plan: &Plan<'_>,
+    change: &Change<'_>,
+    rows: &Range<u64>,
+    cols: &Range<u64>,
+    total: u64,
+    scratch: &mut Scratch,
+) -> Result<Float> {
+    let info = match &change.origin {
+        Origin::Base { info, .. } => info,
+        Origin::Adapter(factor) => factor.info(),
+    };
+    let float = float_of(info.dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
+    let size = float.size() as u64;
+    let width = cols.end - cols.start;
+    let read = |element: u64, buf: &mut [u8]| match &change.origin {
+        Origin::Base { shard, begin, .. } => plan.base.shards()[*shard].file.read_bytes(begin + element * size, buf),
+        Origin::Adapter(factor) => factor.read(element * size, buf),
+    };
+    scratch.base.resize(((rows.end - rows.start) * width * size) as usize, 0);
+    if width == total {
+        read(rows.start * total, &mut scratch.base)?;
+    } else {
+        for (row, buf) in rows.clone().zip(scratch.base.chunks_exact_mut((width * size).max(1) as usize)) {
+            read(row * total + cols.start, buf)?;
+        }
+    }
+    Ok(float)
+}
+
+/// Finds the first value of a block that is not finite and says whose fault it is.
+#[expect(clippy::too_many_arguments, reason = "the cold path of compute_block, with its whole state")]
+fn first_nonfinite(
+    plan: &Plan<'_>,
+    change: &Change<'_>,
+    from: Float,
+    to: Float,
+    rows: Range<u64>,
+    cols: Range<u64>,
+    total: u64,
+    scratch: &Scratch,
+) -> Error {
+    let width = (cols.end - cols.start) as usize;
+    let (mut base, mut out) = (vec![0.0f64; scratch.out.len() / to.size()], vec![0.0f64; scratch.out.len() / to.size()]);
+    from.widen(&scratch.base, &mut base);
+    to.widen(&scratch.out, &mut out);
+    let at = out
+        .iter()
+        .zip(&base)
+        .position(|(m, w)| {
+            !m.is_finite() && (w.is_finite() || !plan.keep_nonfinite || matches!(change.origin, Origin::Adapter(_)))
+        })
+        .unwrap_or(0);
+    let element = (rows.start + (at / width.max(1)) as u64) * total + cols.start + (at % width.max(1)) as u64;
+    let coordinates = coordinates(change.info.shape.dims(), element);
+    let dtype = change.info.dtype;
+    if base[at].is_finite() {
+        let message =
+            format!("the merged value of {:?} at {coordinates} overflows {dtype} (base value {:e})", change.name, base[at]);
+        return Error::new(rules::RESULT_FINITE, message)
+            .file(plan.base.path())
+            .tensor(&change.name)
+            .help("merge into a base of a wider dtype");
+    }
+    match &change.origin {
+        Origin::Adapter(factor) => nonfinite(factor, element, base[at]),
+        Origin::Base { .. } => {
+            let message = format!("the base holds {} in {:?} at {coordinates}", base[at], change.name);
+            Error::new(rules::BASE_FINITE, message)
+                .file(plan.base.path())
+                .tensor(&change.name)
+                .help("the base is damaged; to leave such values as they are, pass --allow-nonfinite-base")
+        }
+    }
+}

@@ -173,7 +173,7 @@ fn prepare(file: &File, shard: &OutShard<'_>) -> std::io::Result<()> {
 }
 
 /// Rows and columns of a change as the kernels see it: vectors and plain copies are one long row.
-fn rows_cols(change: &Change<'_>) -> (u64, u64) {
+pub(super) fn rows_cols(change: &Change<'_>) -> (u64, u64) {
     match change.info.shape.matrix() {
         Some(matrix) if !change.contributions.is_empty() => matrix,
         _ => (1, change.info.shape.elements()),

@@ -27,10 +27,13 @@ pub(crate) struct Figures {
     pub(crate) as_origin: u64,
     /// Values of M that are those of the base's tensor of this name.
     pub(crate) as_base: u64,
-    /// The greatest |M − C|, in units of the last place of the largest of W, D and C: what no order of the same sums exceeds by much.
+    /// The greatest |M − C|, in units of the last place of the largest of W, C and all of D nearby: what no order of the same sums
+    /// exceeds by much. D is a sum of terms that may be larger than itself, and its neighbours tell how large.
     pub(crate) worst: f64,
     /// The greatest |M − C|.
     pub(crate) farthest: f64,
+    /// Values of M that are W + D rounded to BF16, and to F16. Only counted in blocks where few values are those of C.
+    pub(crate) narrowed: [u64; 2],
 }
 
 /// What is left of M − W when D is taken away.
@@ -58,6 +61,7 @@ impl Figures {
     pub(super) fn of(stored: Float, base: &[f64], delta: &[f64], merged: &[u8]) -> Figures {
         let size = stored.size();
         let mut sums = Figures { values: base.len() as u64, bytes: merged.len() as u64, ..Default::default() };
+        let peak = delta.iter().fold(0.0, |peak: f64, d| peak.max(d.abs()));
         let (mut wide, mut wanted, mut raw, mut correct) = ([0.0; LANE], [0.0; LANE], [0; 8 * LANE], [0.0; LANE]);
         for ((w, d), m) in base.chunks(LANE).zip(delta.chunks(LANE)).zip(merged.chunks(LANE * size)) {
             let n = w.len();
@@ -67,13 +71,16 @@ impl Figures {
             stored.widen(m, &mut wide[..n]);
             for i in 0..n {
                 let bits = (&m[i * size..(i + 1) * size], &raw[i * size..(i + 1) * size]);
-                sums.value(stored, w[i], d[i], correct[i], wide[i], bits);
+                sums.value(stored, w[i], (d[i], peak), correct[i], wide[i], bits);
             }
+        }
+        if sums.ulps[0] < sums.values / 2 {
+            sums.narrowed = [Float::BF16, Float::F16].map(|narrow| narrowed(narrow, stored, base, delta, merged));
         }
         sums
     }
 
-    fn value(&mut self, stored: Float, w: f64, d: f64, c: f64, m: f64, (found, wanted): (&[u8], &[u8])) {
+    fn value(&mut self, stored: Float, w: f64, (d, peak): (f64, f64), c: f64, m: f64, (found, wanted): (&[u8], &[u8])) {
         self.as_origin += u64::from(m == w || (m.is_nan() && w.is_nan()));
         let steps = match (m.is_finite(), c.is_finite()) {
             (true, true) => position(found).abs_diff(position(wanted)),
@@ -95,7 +102,7 @@ impl Figures {
         if steps > 0 {
             let apart = (m - c).abs();
             self.farthest = self.farthest.max(apart);
-            self.worst = self.worst.max(apart / unit(stored, w.abs().max(d.abs()).max(c.abs())));
+            self.worst = self.worst.max(apart / unit(stored, w.abs().max(peak).max(c.abs())));
         }
     }
 
@@ -117,8 +124,26 @@ impl Figures {
             as_base: self.as_base + other.as_base,
             worst: self.worst.max(other.worst),
             farthest: self.farthest.max(other.farthest),
+            narrowed: [self.narrowed[0] + other.narrowed[0], self.narrowed[1] + other.narrowed[1]],
         }
     }
+}
+
+/// Values of M that are W + D rounded to a narrower format.
+fn narrowed(narrow: Float, stored: Float, base: &[f64], delta: &[f64], merged: &[u8]) -> u64 {
+    let size = stored.size();
+    if size <= narrow.size() {
+        return 0;
+    }
+    let (mut raw, mut narrow_value, mut wide) = ([0; 2], [0.0], [0.0]);
+    let mut count = 0;
+    for ((w, d), m) in base.iter().zip(delta).zip(merged.chunks_exact(size)) {
+        narrow.narrow(&[w + d], &mut raw);
+        narrow.widen(&raw, &mut narrow_value);
+        stored.widen(m, &mut wide);
+        count += u64::from(wide == narrow_value);
+    }
+    count
 }
 
 /// Values that are rounded together.

@@ -10,7 +10,8 @@ use crate::report::text::{count, plural};
 const TOLERANCE: f64 = 0.02;
 /// Nor from one that is nearer than so many standard errors.
 const ERRORS: f64 = 5.0;
-/// Units in the last place, of the largest operand, within which sums in another order or in single precision lie.
+/// Units in the last place, of the largest operand, within which sums in another order or in single precision lie: one rounding of
+/// the update and one of the sum, for each adapter, because others round after each.
 const NEAR: f64 = 2.0;
 /// How far a value may be from the right one, relative to the root mean square of the update, for an update that was computed in a
 /// 16-bit format: some 2⁻⁹ of products that may be ten times their sum.
@@ -72,8 +73,9 @@ impl Gains {
     }
 }
 
-/// Judges a tensor by its figures.
-pub(super) fn judge(figures: &Figures, applied: Option<Applied>) -> Judgement {
+/// Judges a tensor that so many adapters change by its figures.
+pub(super) fn judge(figures: &Figures, adapters: usize, applied: Option<Applied>) -> Judgement {
+    let near = figures.worst <= NEAR * adapters.max(1) as f64;
     use Judgement::{Scaled, Search, Settled};
     let settled = |verdict, says: String| Settled((verdict, says));
     let gains = Gains::of(figures);
@@ -89,13 +91,17 @@ pub(super) fn judge(figures: &Figures, applied: Option<Applied>) -> Judgement {
     if figures.as_base == figures.values {
         return settled(Verdict::NotMerged, "the tensor is the base's: nothing was merged into it".to_owned());
     }
+    for (name, count) in ["BF16", "F16"].into_iter().zip(figures.narrowed) {
+        if count == figures.values {
+            return settled(Verdict::MergedLowerPrecision, format!("merged: every value is correctly rounded to {name}"));
+        }
+    }
     if figures.worst.is_infinite() {
         let message = format!("{} that are not finite, and should be", plural(figures.nonfinite, "value"));
         return settled(Verdict::Different, message);
     }
     let Some(gains) = gains else {
         let away = figures.values - figures.ulps[0];
-        let near = figures.worst <= NEAR;
         let verdict = if near { Verdict::MergedOtherRounding } else { Verdict::Different };
         return settled(verdict, format!("{} of {} are not what they should be", count(away), plural(figures.values, "value")));
     };
@@ -103,7 +109,7 @@ pub(super) fn judge(figures: &Figures, applied: Option<Applied>) -> Judgement {
     if (gain - gains.expected).abs() <= tolerance {
         let rms = (figures.delta / figures.values.max(1) as f64).sqrt();
         return match () {
-            () if figures.worst <= NEAR => settled(Verdict::MergedOtherRounding, rounded_otherwise(figures)),
+            () if near => settled(Verdict::MergedOtherRounding, rounded_otherwise(figures)),
             () if figures.farthest <= COARSE * rms => settled(Verdict::MergedLowerPrecision, coarse(figures, &gains)),
             () => Search((Verdict::Different, strays(figures, &gains))),
         };
@@ -259,50 +265,50 @@ mod tests {
             (0.2, applied(Standard, 80.0, 16, 1.0), Verdict::ScaleIgnored),
             (4.0, applied(Standard, 80.0, 25, 0.25), Verdict::WeightIgnored),
         ] {
-            assert_eq!(first(judge(&figures(gain, 1e-3), applied)), verdict, "{gain}");
+            assert_eq!(first(judge(&figures(gain, 1e-3), 1, applied)), verdict, "{gain}");
         }
     }
 
     #[test]
     fn noise_widens_what_a_factor_may_be() {
-        let exact = judge(&figures(1.9, 1e-3), None);
+        let exact = judge(&figures(1.9, 1e-3), 1, None);
         assert_eq!(first(exact), Verdict::OtherScale);
         // With noise 30 times the update the standard error is 0.3.
         let mut noisy = figures(1.9, 30.0);
         noisy.correct.square = 900.0;
         assert!((Gains::of(&noisy).unwrap().error - 0.3).abs() < 1e-9);
-        assert_eq!(first(judge(&noisy, None)), Verdict::Different);
+        assert_eq!(first(judge(&noisy, 1, None)), Verdict::Different);
     }
 
     #[test]
     fn a_merge_is_told_from_what_looks_like_one() {
         let right = Figures { ulps: [10_000, 0, 0, 0, 0, 0], worst: 0.0, ..figures(1.0, 1e-3) };
-        assert_eq!(first(judge(&right, None)), Verdict::Merged);
+        assert_eq!(first(judge(&right, 1, None)), Verdict::Merged);
         let lost = Figures { correct: Miss { along: -0.5, square: 0.25 }, found: Miss { along: -0.5, square: 0.25 }, ..right };
-        assert_eq!(first(judge(&lost, None)), Verdict::RoundingLost);
+        assert_eq!(first(judge(&lost, 1, None)), Verdict::RoundingLost);
         let near = Figures { worst: 1.0, ..figures(1.0, 1e-3) };
-        assert_eq!(first(judge(&near, None)), Verdict::MergedOtherRounding);
+        assert_eq!(first(judge(&near, 1, None)), Verdict::MergedOtherRounding);
         let base = Figures { as_base: 10_000, worst: 1.0, ..figures(0.0, 0.0) };
-        assert_eq!(first(judge(&base, None)), Verdict::NotMerged);
+        assert_eq!(first(judge(&base, 1, None)), Verdict::NotMerged);
         // All but one value of the base: near in ulp where the update is small, but the update is not there.
         let almost = Figures { as_base: 9_999, worst: 1.0, ..figures(0.0, 0.0) };
-        assert_eq!(first(judge(&almost, None)), Verdict::Different);
+        assert_eq!(first(judge(&almost, 1, None)), Verdict::Different);
         let one_off = Figures { ulps: [9_999, 0, 0, 0, 0, 1], ..figures(1.0, 1e-3) };
-        assert_eq!(first(judge(&one_off, None)), Verdict::Different);
+        assert_eq!(first(judge(&one_off, 1, None)), Verdict::Different);
         let infinite = Figures { worst: f64::INFINITY, nonfinite: 1, ..one_off };
-        assert_eq!(first(judge(&infinite, None)), Verdict::Different);
+        assert_eq!(first(judge(&infinite, 1, None)), Verdict::Different);
     }
 
     #[test]
     fn two_merges_are_told_from_twice_the_scale_by_the_bits() {
-        let names = |gain| match judge(&figures(gain, 1e-3), None) {
+        let names = |gain| match judge(&figures(gain, 1e-3), 1, None) {
             Judgement::Scaled(_, names) => names,
             other => panic!("{other:?}"),
         };
         assert_eq!(scaled(2.0, names(2.0), 100, 90).0, Verdict::MergedTwice);
         assert_eq!(scaled(2.0, names(2.0), 90, 100).0, Verdict::OtherScale);
         // A scale of 1/2 that was ignored gives the same factor, added at once.
-        let both = match judge(&figures(2.0, 1e-3), applied(ScalingRule::Standard, 8.0, 16, 1.0)) {
+        let both = match judge(&figures(2.0, 1e-3), 1, applied(ScalingRule::Standard, 8.0, 16, 1.0)) {
             Judgement::Scaled(_, names) => names,
             other => panic!("{other:?}"),
         };

@@ -179,7 +179,7 @@ impl Judge<'_, '_> {
         let figures = self.comparison.figures(change, stored)?;
         let gains = Gains::of(&figures);
         let rounding = gains.map_or(0.0, |gains| gains.rounding);
-        let (said, other) = match judge(&figures, self.applied(change)) {
+        let (said, other) = match judge(&figures, change.contributions.len(), self.applied(change)) {
             Judgement::Settled(said) => (said, None),
             Judgement::Scaled(gain, names) => {
                 let again = Alternative { update: change, lay: Lay::AsIs, factor: 2.0 };

@@ -33,7 +33,7 @@ pub(super) fn pieces(total: u64, most: u64, least: u64, share: f64) -> Vec<Range
 /// this rank, is longer than a block.
 pub(super) fn blocks(rows: u64, cols: u64, rank: u64, values: u64, share: f64) -> Vec<Block> {
     let wide = (4 * values / rank.max(1)).clamp(1, values).min(cols.max(1));
-    let high = (values / wide.max(1)).max(1);
+    let high = (values / wide.max(1)).min(4 * values / rank.max(1)).max(1);
     let (tall, long) = if rows > 1 { (share, 1.0) } else { (1.0, share) };
     let across = pieces(cols, wide, 1, long);
     pieces(rows, high, 1, tall).into_iter().flat_map(|rows| across.iter().map(move |cols| (rows.clone(), cols.clone()))).collect()
@@ -68,11 +68,11 @@ mod tests {
 
     #[test]
     fn blocks_stay_within_their_size() {
-        for (rows, cols, rank) in [(64, 64, 8), (1, 1 << 22, 1), (4096, 14336, 256), (3, 1 << 20, 64)] {
+        for (rows, cols, rank) in [(64, 64, 8), (1, 1 << 22, 1), (4096, 14336, 256), (3, 1 << 20, 64), (1 << 20, 1, 64)] {
             let all = blocks(rows, cols, rank, 1 << 18, 1.0);
             let size = |(r, c): &Block| (r.end - r.start) * (c.end - c.start);
             assert_eq!(all.iter().map(size).sum::<u64>(), rows * cols);
-            assert!(all.iter().all(|b| size(b) <= 1 << 18 && (b.1.end - b.1.start) * rank <= 1 << 20));
+            assert!(all.iter().all(|b| size(b) <= 1 << 18 && (b.1.end - b.1.start).max(b.0.end - b.0.start) * rank <= 1 << 20));
         }
     }
 }

@@ -1,24 +1,21 @@
 //! `verify`: is this checkpoint that base with those adapters merged in? Answered from the weights alone, by what a plan of the merge
 //! says of every tensor. Nothing is written.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 
 use rayon::prelude::*;
 
 use super::digests::verify_stated;
 use super::identity;
+use super::judge::{Judge, named};
 use super::merge::check_repeats;
-use super::verdict::{Applied, Gains, Judgement, explains, judge, scaled, times};
-use crate::adapter::Scaling;
+use super::overall::{lost, overall};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Diagnostic, Error, Result};
-use crate::exec::{Alternative, Comparison, ExecOptions, Figures, Lay, Progress, float_of, on_threads};
+use crate::exec::{Comparison, ExecOptions, Progress, on_threads};
 use crate::limits::Limits;
-use crate::plan::{BindOptions, Change, Panel, Plan, Weighted};
-use crate::report::text::{count, plural};
-use crate::report::{
-    AdapterUse, DifferingTensor, Note, StructureFinding, Ulps, Untouched, Verdict, VerifiedTensor, VerifyReport,
-};
+use crate::plan::{BindOptions, Plan, Weighted};
+use crate::report::{AdapterUse, DifferingTensor, Note, StructureFinding, Untouched, VerifiedTensor, VerifyReport};
 use crate::rules;
 use crate::tensor::{Dtype, TensorInfo, TensorSource, is_plain_float};
 
@@ -69,7 +66,7 @@ pub fn verify(
     let comparison = Comparison { plan: &plan, merged, share, progress };
     let untouched = untouched_names(&plan, merged);
     let (tensors, differences) = on_threads(&options.exec, || {
-        let tensors = Judge { comparison: &comparison, scalings: scalings(adapters), adapters }.all()?;
+        let tensors = Judge::new(&comparison, adapters).all()?;
         let differences: Result<Vec<_>> = untouched.par_iter().map(|name| comparison.difference(name)).collect();
         Ok::<_, Error>((tensors, differences?))
     })?;
@@ -140,116 +137,6 @@ fn uses(
     Ok((uses, warnings))
 }
 
-/// The scaling of every factor by adapter and name.
-type Scalings<'a> = HashMap<(usize, &'a str), Scaling>;
-
-fn scalings<'a>(adapters: &[Weighted<'a>]) -> Scalings<'a> {
-    let mut found = HashMap::new();
-    for (i, weighted) in adapters.iter().enumerate() {
-        for target in weighted.adapter.targets() {
-            let factors = [Some(&target.a), Some(&target.b), target.bias.as_ref().map(|bias| &bias.delta)];
-            found.extend(factors.into_iter().flatten().map(|factor| ((i, factor.name()), target.scaling)));
-        }
-    }
-    found
-}
-
-struct Judge<'p, 'a> {
-    comparison: &'p Comparison<'p, 'a>,
-    scalings: Scalings<'a>,
-    adapters: &'p [Weighted<'a>],
-}
-
-impl Judge<'_, '_> {
-    /// Every changed tensor that can be compared: there, in its shape, and a plain float.
-    fn all(&self) -> Result<Vec<(VerifiedTensor, Figures)>> {
-        let changes: Vec<&Change<'_>> = self.comparison.plan.changes().collect();
-        let comparable: Vec<(&Change<'_>, &TensorInfo)> = changes
-            .iter()
-            .filter_map(|change| {
-                let info = self.comparison.merged.info(&change.name)?;
-                (info.shape == change.info.shape && is_plain_float(info.dtype)).then_some((*change, info))
-            })
-            .collect();
-        comparable.par_iter().map(|(change, info)| self.one(change, info, &changes)).collect()
-    }
-
-    fn one(&self, change: &Change<'_>, info: &TensorInfo, all: &[&Change<'_>]) -> Result<(VerifiedTensor, Figures)> {
-        let stored = float_of(info.dtype).unwrap_or_else(|| unreachable!("only plain floats are compared"));
-        let figures = self.comparison.figures(change, stored)?;
-        let gains = Gains::of(&figures);
-        let rounding = gains.map_or(0.0, |gains| gains.rounding);
-        let (said, other) = match judge(&figures, change.contributions.len(), self.applied(change)) {
-            Judgement::Settled(said) => (said, None),
-            Judgement::Scaled(gain, names) => {
-                let again = Alternative { update: change, lay: Lay::AsIs, factor: 2.0 };
-                let probes = self.comparison.probe(change, stored, &[again])?;
-                let (in_two, at_once) = probes.first().map_or((0, 0), |probe| (probe.in_two, probe.at_once));
-                (scaled(gain, names, in_two, at_once), None)
-            }
-            Judgement::Search(said) => {
-                let candidates = candidates(change, all);
-                let probes = self.comparison.probe(change, stored, &candidates)?;
-                let fits = candidates.iter().zip(&probes).filter_map(|(candidate, probe)| {
-                    let (gain, residual) = probe.gain()?;
-                    explains(gain, residual, rounding).then_some((candidate, gain, residual))
-                });
-                match fits.min_by(|x, y| x.2.total_cmp(&y.2)) {
-                    None => (said, None),
-                    Some((found, gain, _)) if found.lay == Lay::Transposed => {
-                        ((Verdict::Transposed, format!("the update was added transposed{}", times(gain))), None)
-                    }
-                    Some((found, gain, _)) => {
-                        let name = &found.update.name;
-                        let says = format!("the update of {name:?} was added instead{}", times(gain));
-                        ((Verdict::OtherTensor, says), Some(name.clone()))
-                    }
-                }
-            }
-        };
-        let ratio = |x: f64, y: f64| (y > 0.0).then(|| (x / y).sqrt());
-        let tensor = VerifiedTensor {
-            tensor: change.name.clone(),
-            dtype: info.dtype.to_string(),
-            shape: info.shape.dims().to_vec(),
-            verdict: said.0,
-            says: said.1,
-            other,
-            values: figures.values,
-            relative_norm: ratio(figures.delta, figures.base).filter(|_| gains.is_some()),
-            gain: gains.map(|gains| gains.gain),
-            gain_error: gains.map(|gains| gains.error),
-            gain_expected: gains.map(|gains| gains.expected),
-            residual: gains.and_then(|gains| ratio(gains.left, figures.base)),
-            residual_of_update: gains.map(|gains| gains.residual),
-            ulps: named(figures.ulps),
-            nonfinite: figures.nonfinite,
-        };
-        Ok((tensor, figures))
-    }
-
-    /// How a tensor with one contribution is scaled; several have no scale in common.
-    fn applied(&self, change: &Change<'_>) -> Option<Applied> {
-        let [contribution] = &change.contributions[..] else { return None };
-        let (Panel::Direct(factor) | Panel::Transposed(factor)) = &contribution.right else { return None };
-        let scaling = *self.scalings.get(&(contribution.adapter, factor.name()))?;
-        Some(Applied { scaling, weight: self.adapters.get(contribution.adapter)?.weight })
-    }
-}
-
-/// What may have been added instead: the update transposed, or that of any other tensor of the same shape.
-fn candidates<'p, 'a>(change: &Change<'_>, all: &[&'p Change<'a>]) -> Vec<Alternative<'p, 'a>> {
-    let square = change.info.shape.matrix().is_some_and(|(rows, cols)| rows == cols);
-    let fits = |other: &&&Change<'_>| !other.contributions.is_empty() && other.info.shape == change.info.shape;
-    all.iter()
-        .filter(fits)
-        .filter_map(|other| {
-            let lay = if other.name == change.name { Lay::Transposed } else { Lay::AsIs };
-            (lay == Lay::AsIs || square).then_some(Alternative { update: other, lay, factor: 1.0 })
-        })
-        .collect()
-}
-
 /// What a merge holds by name, and what is there.
 fn structure(plan: &Plan<'_>, merged: &Checkpoint) -> Vec<StructureFinding> {
     let planned = |name: &str| {
@@ -304,88 +191,4 @@ fn index(info: &TensorInfo, offset: u64) -> Vec<u64> {
     }
     at.reverse();
     at
-}
-
-fn named(ulps: [u64; 6]) -> Ulps {
-    let [none, one, two, to_4, to_16, more] = ulps;
-    Ulps { none, one, two, to_4, to_16, more }
-}
-
-/// The answer for the whole checkpoint.
-fn overall(tensors: &[VerifiedTensor], untouched: &Untouched, structure: &[StructureFinding]) -> (Verdict, String) {
-    let wrong: Vec<&VerifiedTensor> = tensors.iter().filter(|tensor| !tensor.verdict.is_merged()).collect();
-    let faults = structure.iter().filter(|finding| finding.fault).count() as u64;
-    let all = plural(tensors.len() as u64, "changed tensor");
-    let mut parts = Vec::new();
-    let verdict = match wrong.first() {
-        None if faults > 0 => Verdict::OtherTensors,
-        None if !untouched.differ.is_empty() => Verdict::OthersDiffer,
-        None => {
-            let verdict = tensors.iter().map(|tensor| tensor.verdict).max().unwrap_or(Verdict::Merged);
-            let says = match verdict {
-                Verdict::Merged => "merged: every value is correctly rounded",
-                Verdict::RoundingLost => "merged; rounding lost part of the update",
-                Verdict::MergedLowerPrecision => "merged, in a lower precision",
-                _ => "merged, with other rounding",
-            };
-            return (verdict, says.to_owned());
-        }
-        Some(first) if wrong.len() == tensors.len() && wrong.iter().all(|tensor| tensor.verdict == first.verdict) => {
-            parts.push(match wrong.len() {
-                1 => first.says.clone(),
-                _ => format!("in all of {all}: {}", words(first.verdict)),
-            });
-            first.verdict
-        }
-        Some(first) => {
-            let one = wrong.iter().all(|tensor| tensor.verdict == first.verdict);
-            let what = if one { words(first.verdict) } else { "not what a merge gives" };
-            parts.push(format!("{} of {all}: {what}", count(wrong.len() as u64)));
-            if one { first.verdict } else { Verdict::Mixed }
-        }
-    };
-    if !untouched.differ.is_empty() {
-        let differ = untouched.differ.len() as u64;
-        parts.push(format!("{} that no adapter changes {} not the base's", plural(differ, "tensor"), are(differ)));
-    }
-    if faults > 0 {
-        parts.push(format!("{} {} missing, new or of another form", plural(faults, "tensor"), are(faults)));
-    }
-    (verdict, parts.join("; "))
-}
-
-fn are(n: u64) -> &'static str {
-    if n == 1 { "is" } else { "are" }
-}
-
-/// A verdict without its figures.
-fn words(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::NotMerged => "not merged, the base's",
-        Verdict::MergedTwice => "merged twice",
-        Verdict::Subtracted => "subtracted",
-        Verdict::ScaleIgnored => "the scale was ignored",
-        Verdict::AlphaNotDivided => "alpha was taken for the scale",
-        Verdict::WeightIgnored => "the weight was ignored",
-        Verdict::RsloraMissing => "the rsLoRA scale is missing",
-        Verdict::RsloraApplied => "the rsLoRA scale was applied",
-        Verdict::OtherScale => "merged with another scale",
-        Verdict::Transposed => "merged transposed",
-        Verdict::OtherTensor => "another tensor's update was added",
-        _ => "not what a merge gives",
-    }
-}
-
-/// The warning that rounding lost part of the update.
-fn lost(tensors: &[VerifiedTensor]) -> Option<Diagnostic> {
-    let lost: Vec<&VerifiedTensor> = tensors.iter().filter(|tensor| tensor.verdict == Verdict::RoundingLost).collect();
-    let first = lost.first()?;
-    let message = format!(
-        "rounding loses part of the update in {} (the first is {:?}, of which {:.1} % survives)",
-        plural(lost.len() as u64, "tensor"),
-        first.tensor,
-        100.0 * first.gain_expected.unwrap_or(0.0)
-    );
-    let help = "the update is smaller than the steps of the dtype; merge into a base of a wider dtype";
-    Some(Diagnostic::new(rules::UPDATE_SURVIVES, message).help(help))
 }

@@ -39,6 +39,8 @@ pub enum Verdict {
     Transposed,
     /// The update of another tensor was added.
     OtherTensor,
+    /// The parts of the other adapters are there, that of one is not.
+    AdapterMissing,
     /// None of these.
     Different,
     /// The changed tensors are as they should be, but others are not those of the base.

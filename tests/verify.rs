@@ -342,6 +342,52 @@ fn another_layout_and_another_dtype_are_no_fault() {
     assert_eq!((report.verdict, report.is_merged), (Verdict::MergedLowerPrecision, true), "{}", report.says);
 }
 
+/// An update that is small against the steps of the dtype: correctly rounded, most of it is lost, and that is said; a merge into the
+/// base's copy and a merge that is done twice are still told from it.
+#[test]
+fn what_rounding_lost_is_told_from_what_was_not_merged() {
+    let (base, adapter) = (model("llama-tiny"), adapter("llama-qv-r8"));
+    let faint = [Weighted { adapter: &adapter, weight: 0.01 }];
+    let (_scratch, path) = merged(&base, &faint);
+    let report = ask(&path, &base, &faint);
+    assert_eq!((report.verdict, report.is_merged), (Verdict::RoundingLost, true), "{}", report.says);
+    assert!(report.warnings.iter().any(|note| note.rule == "A-035"));
+    for tensor in &report.tensors {
+        let (gain, expected) = (tensor.gain.unwrap(), tensor.gain_expected.unwrap());
+        assert!(gain < 0.9 && gain == expected && tensor.ulps.none == tensor.values, "{tensor:?}");
+    }
+    all_are(&ask(base.path(), &base, &faint), Verdict::NotMerged);
+    // Without the weight.
+    let (_full, whole) = merged(&base, &[Weighted::full(&adapter)]);
+    all_are(&ask(&whole, &base, &faint), Verdict::WeightIgnored);
+}
+
+/// The same faults in a 16-bit dtype, where rounding blurs them.
+#[test]
+fn faults_are_named_through_the_rounding_of_16_bits() {
+    let (base, adapter) = (model("llama-tiny"), adapter("llama-qv-r8"));
+    let full = [Weighted::full(&adapter)];
+    let (_scratch, path) = merged(&base, &full);
+    let (before, after) = (read_folder(base.path()), read_folder(&path));
+    let delta = transposed(&moved(&after[Q0], &before[Q0]), 64);
+    let (swapped, turned) = (sum(&before[Q0].data, &moved(&after[Q1], &before[Q1])), sum(&before[Q1].data, &delta));
+    for (tensor, values) in [(Q0, swapped), (Q1, turned)] {
+        edit(&path, tensor, |bytes| {
+            let raw = values.iter().map(|x| half::bf16::from_f32(*x as f32).to_le_bytes());
+            bytes.chunks_exact_mut(2).zip(raw).for_each(|(old, new)| old.copy_from_slice(&new));
+        });
+    }
+    let report = ask(&path, &base, &full);
+    assert_eq!(verdict(&report, Q0).other.as_deref(), Some(Q1), "{}", verdict(&report, Q0).says);
+    // The update of layer 0, transposed on layer 1, is neither layer 1's nor anything that is named.
+    assert_eq!(verdict(&report, Q1).verdict, Verdict::Different, "{}", verdict(&report, Q1).says);
+    assert_eq!(report.verdict, Verdict::Mixed);
+    for (weight, wanted) in [(-1.0, Verdict::Subtracted), (8f64.sqrt(), Verdict::RsloraApplied), (0.5, Verdict::ScaleIgnored)] {
+        let (_scratch, path) = merged(&base, &[Weighted { adapter: &adapter, weight }]);
+        all_are(&ask(&path, &base, &full), wanted);
+    }
+}
+
 #[test]
 fn a_sample_reads_its_share_and_says_so() {
     let (base, adapter) = (model("llama-tiny-f32"), adapter("llama-qv-r8"));

@@ -21,6 +21,9 @@ pub(super) fn text(verified: &Verified) -> String {
         }
     }
     line(&mut text, "read", &read(report));
+    if report.sample.is_some() {
+        line(&mut text, "", "a sample: a bit that is flipped elsewhere is not seen");
+    }
     if let Some(error) = report.tensors.iter().filter_map(|tensor| tensor.gain_error).reduce(f64::max) {
         let gains = figure::range(report.tensors.iter().filter_map(|tensor| tensor.gain), |x| figure::significant(x, 4));
         line(&mut text, "gain", &format!("{gains}, each ± {} or less", figure::significant(error, 1)));
@@ -36,9 +39,7 @@ pub(super) fn text(verified: &Verified) -> String {
 }
 
 fn read(report: &VerifyReport) -> String {
-    let share = figure::percent(report.bytes_compared, report.bytes);
-    let all = format!("{share} % of {}", figure::bytes(report.bytes));
-    if report.sample.is_some() { format!("{all}: a sample; a bit that is wrong elsewhere is not seen") } else { all }
+    format!("{} % of {}", figure::percent(report.bytes_compared, report.bytes), figure::bytes(report.bytes))
 }
 
 /// How many values lie how far from the correctly rounded ones.

@@ -195,7 +195,7 @@ pub(super) struct VerifyArgs {
     #[arg(long, value_name = "BASE")]
     pub base: PathBuf,
     /// An adapter that is said to be in it, and its weight, 1 if none is given; may be repeated
-    #[arg(long, short, required = true, value_name = "PATH[:WEIGHT]")]
+    #[arg(long, short, required = true, value_name = "PATH[:W]")]
     pub adapter: Vec<OsString>,
     /// Multiply all weights by this number
     #[arg(long, value_name = "S", allow_hyphen_values = true)]
@@ -224,7 +224,7 @@ pub(super) struct VerifyArgs {
 const VERIFY_EXAMPLES: &str = "\
 Examples:
   loratool verify ./merged --base ./model --adapter ./adapter
-  loratool verify ./merged --base ./model --adapter ./style:0.7 --adapter ./task
+  loratool verify ./merged --base ./model -a ./style:0.7 -a ./task
   loratool verify ./merged --base ./model --adapter ./adapter --sample 0.05
 
 Only weights are read: no model is run, and nothing is written. Whoever made the

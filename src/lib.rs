@@ -71,8 +71,8 @@ pub use exec::{ExecOptions, Progress};
 pub use io::{Durability, Overwrite, ReadMode};
 pub use limits::Limits;
 pub use op::{
-    ConvertOptions, ConvertTo, InspectOptions, MergeOptions, Values, convert, delta_rows, dry_run, inspect_adapter,
-    inspect_checkpoint, merge, merge_tensor, validate_adapter, validate_checkpoint,
+    ConvertOptions, ConvertTo, InspectOptions, MergeOptions, Values, VerifyOptions, convert, delta_rows, dry_run,
+    inspect_adapter, inspect_checkpoint, merge, merge_tensor, validate_adapter, validate_checkpoint, verify,
 };
 pub use open::{OpenOptions, open_adapter, open_adapter_with, open_checkpoint, open_checkpoint_with};
 pub use plan::{BindOptions, Binding, Ignored, Plan, Renaming, Weighted};

@@ -145,4 +145,5 @@ rules! {
     ARGUMENT          = "U-001", Usage, "an argument has a value of its kind";
     OUTPUT_EXISTS     = "U-002", Usage, "output is not overwritten unasked";
     OUTPUT_IS_INPUT   = "U-003", Usage, "output is not an input, and is not written through a link";
+    IS_MERGE          = "U-004", Negative, "a checkpoint that is verified is the merge that it is said to be";
 }

@@ -47,7 +47,14 @@ fn json(args: &[&str]) -> (i32, Value) {
 
 #[test]
 fn help_is_there_for_every_verb_and_fits_80_columns() {
-    for args in [&["--help"][..], &["inspect", "--help"], &["validate", "--help"], &["merge", "--help"], &["convert", "--help"]] {
+    for args in [
+        &["--help"][..],
+        &["inspect", "--help"],
+        &["validate", "--help"],
+        &["merge", "--help"],
+        &["verify", "--help"],
+        &["convert", "--help"],
+    ] {
         let out = run(args);
         let help = text(&out.stdout);
         assert_eq!(out.status.code(), Some(0));

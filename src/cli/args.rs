@@ -9,7 +9,7 @@ use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 
 use super::signals::OnSignal;
 
-/// Inspect, validate, merge and convert LoRA adapters: exactly, or refused by name.
+/// Inspect, validate, merge, verify and convert LoRA adapters: exactly, or refused by name.
 #[derive(Debug, Parser)]
 #[command(name = "loratool", version, color = ColorChoice::Never, max_term_width = 80, arg_required_else_help = true)]
 #[command(subcommand_required = true, propagate_version = false, after_help = MAIN_EXAMPLES)]
@@ -25,10 +25,12 @@ Examples:
   loratool inspect ./adapter
   loratool validate ./adapter --base ./model
   loratool merge ./model --adapter ./adapter -o ./merged
+  loratool verify ./merged --base ./model --adapter ./adapter
   loratool convert ./adapter -o adapter.safetensors --to container
 
 Exit codes:
   0 done             4 files do not fit together   7 a limit is reached
+  1 the answer is no (verify)
   2 usage            5 values (NaN, overflow)      8 the output is in use
   3 a file's format  6 input or output             9 a digest does not match
   70 a bug           128 + signal number: interrupted, after cleaning up";
@@ -49,6 +51,7 @@ pub(super) enum Verb {
     Inspect(InspectArgs),
     Validate(ValidateArgs),
     Merge(Box<MergeArgs>),
+    Verify(Box<VerifyArgs>),
     Convert(ConvertArgs),
 }
 
@@ -59,6 +62,7 @@ impl Verb {
             Verb::Inspect(_) => "inspect",
             Verb::Validate(_) => "validate",
             Verb::Merge(_) => "merge",
+            Verb::Verify(_) => "verify",
             Verb::Convert(_) => "convert",
         }
     }
@@ -66,7 +70,7 @@ impl Verb {
     /// A verb that writes nothing has nothing to clean up.
     pub(super) fn on_signal(&self) -> OnSignal {
         match self {
-            Verb::Inspect(_) | Verb::Validate(_) => OnSignal::ExitAtOnce,
+            Verb::Inspect(_) | Verb::Validate(_) | Verb::Verify(_) => OnSignal::ExitAtOnce,
             Verb::Merge(_) | Verb::Convert(_) => OnSignal::CleanUp,
         }
     }
@@ -183,6 +187,53 @@ Examples:
 The weight is what follows the last ':' of PATH[:WEIGHT], unless a file of that
 whole name exists. Weight -1 subtracts an adapter, up to rounding. The output
 appears whole or not at all; the base and the adapters are only read.";
+
+/// Say whether a checkpoint is a base with adapters merged in
+#[derive(Debug, Args)]
+#[command(after_help = VERIFY_EXAMPLES)]
+pub(super) struct VerifyArgs {
+    /// The checkpoint to look at: a folder or a .safetensors file
+    pub merged: PathBuf,
+    /// The base that it is said to come from
+    #[arg(long, value_name = "BASE")]
+    pub base: PathBuf,
+    /// An adapter that is said to be in it, and its weight, 1 if none is given; may be repeated
+    #[arg(long, short, required = true, value_name = "PATH[:W]")]
+    pub adapter: Vec<OsString>,
+    /// Multiply all weights by this number
+    #[arg(long, value_name = "S", allow_hyphen_values = true)]
+    pub scale: Option<String>,
+    /// Read about this share of every tensor, such as 0.05, in blocks spread evenly
+    #[arg(long, value_name = "SHARE", allow_hyphen_values = true)]
+    pub sample: Option<String>,
+    /// List every tensor, not only those that are not as they should be
+    #[arg(long)]
+    pub all: bool,
+    /// Allow the same adapter twice
+    #[arg(long)]
+    pub allow_repeat: bool,
+    #[command(flatten)]
+    pub open: OpenArgs,
+    #[command(flatten)]
+    pub bind: BindArgs,
+    /// Threads to compute on [default: one per core]
+    #[arg(long, value_name = "N", help_heading = "How it runs")]
+    pub threads: Option<NonZeroUsize>,
+    /// Map the input files into memory instead of reading them; no other program may shorten them meanwhile
+    #[arg(long, help_heading = "How it runs")]
+    pub mmap: bool,
+}
+
+const VERIFY_EXAMPLES: &str = "\
+Examples:
+  loratool verify ./merged --base ./model --adapter ./adapter
+  loratool verify ./merged --base ./model -a ./style:0.7 -a ./task
+  loratool verify ./merged --base ./model --adapter ./adapter --sample 0.05
+
+Only weights are read: no model is run, and nothing is written. Whoever made the
+merge, the answer says which share of it is correctly rounded, and a merge that
+went wrong is named: not merged, merged twice, another scale, transposed, the
+update of another layer. The exit code is 0 for a merge and 1 for anything else.";
 
 /// Write an adapter in another format, bit for bit
 #[derive(Debug, Args)]

@@ -10,7 +10,7 @@ use super::bug;
 use super::output;
 use super::render::{self, escape, json};
 use super::signals::Signals;
-use crate::report::{ConvertReport, InspectReport, MergeReport, Note, ValidateReport};
+use crate::report::{ConvertReport, InspectReport, MergeReport, Note, ValidateReport, VerifyReport};
 use crate::{Class, Error, Renaming};
 
 /// How a command speaks.
@@ -28,7 +28,8 @@ impl Style {
     }
 }
 
-/// What a command found. Usually there is a report or an error; an adapter that was inspected but does not fit has both.
+/// What a command found. Usually there is a report or an error; an adapter that was inspected but does not fit has both, and so has
+/// a checkpoint that is not the merge that it was verified to be.
 #[derive(Debug)]
 pub(super) struct Finished {
     pub found: Option<Found>,
@@ -52,6 +53,15 @@ pub(super) enum Found {
     Validate(ValidateReport),
     Merge(MergeReport),
     Convert(ConvertReport),
+    Verify(Verified),
+}
+
+/// What `verify` found.
+#[derive(Debug)]
+pub(super) struct Verified {
+    pub report: VerifyReport,
+    /// Text lists every tensor. JSON always does.
+    pub every_tensor: bool,
 }
 
 /// What `inspect` found.
@@ -95,6 +105,7 @@ impl Found {
             Found::Validate(report) => report.warnings.iter().collect(),
             Found::Merge(report) => report.warnings.iter().collect(),
             Found::Convert(report) => report.warnings.iter().collect(),
+            Found::Verify(verified) => verified.report.warnings.iter().collect(),
         }
     }
 }

@@ -2,15 +2,16 @@
 //! be refused without opening a model is refused here.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::args::{BindArgs, ConvertArgs, InspectArgs, MergeArgs, OpenArgs, To, ValidateArgs, Verb};
+use super::args::{BindArgs, ConvertArgs, InspectArgs, MergeArgs, OpenArgs, To, ValidateArgs, Verb, VerifyArgs};
 use super::number;
 use crate::{
     BindOptions, ConvertTo, Durability, Error, ExecOptions, InspectOptions, MergeOptions, OpenOptions, Orientation, Overwrite,
-    ReadMode, Result, Values, rules,
+    ReadMode, Result, Values, VerifyOptions, rules,
 };
 
 /// A resolved command.
@@ -19,6 +20,7 @@ pub(super) enum Job {
     Inspect(InspectJob),
     Validate(ValidateJob),
     Merge(MergeJob),
+    Verify(VerifyJob),
     Convert(ConvertJob),
 }
 
@@ -52,6 +54,18 @@ pub(super) struct MergeJob {
 }
 
 #[derive(Debug)]
+pub(super) struct VerifyJob {
+    pub merged: PathBuf,
+    pub base: PathBuf,
+    /// Adapters with the weight that each was given.
+    pub adapters: Vec<(PathBuf, f64)>,
+    /// Text lists every tensor.
+    pub all: bool,
+    pub open: OpenOptions,
+    pub options: VerifyOptions,
+}
+
+#[derive(Debug)]
 pub(super) struct ConvertJob {
     pub source: PathBuf,
     pub output: PathBuf,
@@ -71,6 +85,7 @@ pub(super) fn resolve(verb: Verb) -> Result<Job> {
         Verb::Inspect(args) => Job::Inspect(inspect(args)?),
         Verb::Validate(args) => Job::Validate(validate(args)?),
         Verb::Merge(args) => Job::Merge(merge(*args)?),
+        Verb::Verify(args) => Job::Verify(verify(*args)?),
         Verb::Convert(args) => Job::Convert(convert(args)?),
     })
 }
@@ -96,17 +111,7 @@ fn validate(args: ValidateArgs) -> Result<ValidateJob> {
 }
 
 fn merge(args: MergeArgs) -> Result<MergeJob> {
-    let scale = args.scale.as_deref().map_or(Ok(1.0), |text| number::finite(text, "scale"))?;
-    let mut adapters = Vec::new();
-    for typed in &args.adapter {
-        let (path, weight) = number::path_and_weight(typed, |path| path.symlink_metadata().is_ok())?;
-        let scaled = weight * scale;
-        if !scaled.is_finite() {
-            let message = format!("the weight {weight} times the scale {scale} is not a finite number");
-            return Err(Error::new(rules::ARGUMENT, message).file(path));
-        }
-        adapters.push((path, scaled));
-    }
+    let adapters = weighted(&args.adapter, args.scale.as_deref())?;
     if !args.allow_repeat {
         refuse_repeats(&adapters)?;
     }
@@ -129,6 +134,43 @@ fn merge(args: MergeArgs) -> Result<MergeJob> {
             ..Default::default()
         },
     })
+}
+
+fn verify(args: VerifyArgs) -> Result<VerifyJob> {
+    let adapters = weighted(&args.adapter, args.scale.as_deref())?;
+    if !args.allow_repeat {
+        refuse_repeats(&adapters)?;
+    }
+    Ok(VerifyJob {
+        merged: args.merged,
+        base: args.base,
+        adapters,
+        all: args.all,
+        open: open(&args.open, if args.mmap { ReadMode::Map } else { ReadMode::Read })?,
+        options: VerifyOptions {
+            bind: bind(args.bind)?,
+            exec: ExecOptions { threads: args.threads, ..Default::default() },
+            sample: args.sample.as_deref().map(|text| number::finite(text, "sample")).transpose()?,
+            allow_repeat: args.allow_repeat,
+            ..Default::default()
+        },
+    })
+}
+
+/// Adapters with their weights, each times `scale`.
+fn weighted(typed: &[OsString], scale: Option<&str>) -> Result<Vec<(PathBuf, f64)>> {
+    let scale = scale.map_or(Ok(1.0), |text| number::finite(text, "scale"))?;
+    let mut adapters = Vec::new();
+    for typed in typed {
+        let (path, weight) = number::path_and_weight(typed, |path| path.symlink_metadata().is_ok())?;
+        let scaled = weight * scale;
+        if !scaled.is_finite() {
+            let message = format!("the weight {weight} times the scale {scale} is not a finite number");
+            return Err(Error::new(rules::ARGUMENT, message).file(path));
+        }
+        adapters.push((path, scaled));
+    }
+    Ok(adapters)
 }
 
 fn convert(args: ConvertArgs) -> Result<ConvertJob> {

@@ -1,14 +1,14 @@
 //! Carries out a job: opens the files, calls the library, hands back what it found. Nothing is printed here but progress.
 
-use super::finish::{Finished, Fit, Found, Inspected};
-use super::job::{ConvertJob, InspectJob, Job, MergeJob, ValidateJob};
+use super::finish::{Finished, Fit, Found, Inspected, Verified};
+use super::job::{ConvertJob, InspectJob, Job, MergeJob, ValidateJob, VerifyJob};
 use super::progress::Watch;
 use super::signals::Signals;
 use super::sniff::{self, Kind};
-use crate::report::{ConvertReport, InspectReport, MergeReport, Note, ValidateReport};
+use crate::report::{ConvertReport, InspectReport, MergeReport, Note, ValidateReport, VerifyReport};
 use crate::{
     Adapter, Binding, ConvertOptions, Error, Plan, Result, TensorSource, Weighted, convert, dry_run, inspect_adapter,
-    inspect_checkpoint, merge, open_adapter_with, open_checkpoint_with, rules, validate_adapter, validate_checkpoint,
+    inspect_checkpoint, merge, open_adapter_with, open_checkpoint_with, rules, validate_adapter, validate_checkpoint, verify,
 };
 
 /// Carries out `job`.
@@ -16,6 +16,7 @@ pub(super) fn run(job: &Job, signals: &Signals, show_progress: bool) -> Finished
     let found = match job {
         Job::Inspect(job) => return run_inspect(job),
         Job::Validate(job) => run_validate(job).map(Found::Validate),
+        Job::Verify(job) => return run_verify(job, signals, show_progress),
         Job::Merge(job) => run_merge(job, signals, show_progress).map(Found::Merge),
         Job::Convert(job) => run_convert(job, signals, show_progress).map(Found::Convert),
     };
@@ -106,6 +107,40 @@ fn run_merge(job: &MergeJob, signals: &Signals, show_progress: bool) -> Result<M
     let total = base.names().filter_map(|name| base.info(name)).map(|info| info.bytes()).fold(0, u64::saturating_add);
     let watch = Watch::start(signals, "merging", total, show_progress);
     merge(&base, &weighted, &job.output, &job.options, &watch)
+}
+
+/// A "no" has its reasons: the report is shown with it.
+fn run_verify(job: &VerifyJob, signals: &Signals, show_progress: bool) -> Finished {
+    let report = match verify_report(job, signals, show_progress) {
+        Ok(report) => report,
+        Err(error) => return Finished::failed(error),
+    };
+    let error = (!report.is_merged).then(|| {
+        let message = format!("this is not the merge that it is said to be: {}", report.says);
+        Error::new(rules::IS_MERGE, message).file(&job.merged)
+    });
+    let found = Found::Verify(Verified { report, every_tensor: job.all });
+    Finished { found: Some(found), error }
+}
+
+fn verify_report(job: &VerifyJob, signals: &Signals, show_progress: bool) -> Result<VerifyReport> {
+    let adapters = job.adapters.iter().map(|(path, _)| open_adapter_with(path, &job.open)).collect();
+    let base = open_checkpoint_with(&job.base, &job.open);
+    let merged = open_checkpoint_with(&job.merged, &job.open);
+    let both = match (merged, base) {
+        (Ok(merged), Ok(base)) => Ok((merged, base)),
+        (Err(error), Ok(_)) | (Ok(_), Err(error)) => Err(error),
+        (Err(first), Err(second)) => Err(joined(vec![first, second])),
+    };
+    let ((merged, base), adapters) = opened(both, adapters)?;
+    let weights = job.adapters.iter().map(|(_, weight)| *weight);
+    let weighted: Vec<Weighted<'_>> =
+        adapters.iter().zip(weights).map(|(adapter, weight)| Weighted { adapter, weight }).collect();
+    let bytes: u64 = merged.names().filter_map(|name| merged.info(name)).map(|info| info.bytes()).fold(0, u64::saturating_add);
+    let share = job.options.sample.unwrap_or(1.0);
+    // One more than all, because there is nothing to sync at the end.
+    let watch = Watch::start(signals, "checking", (bytes as f64 * share) as u64 + 1, show_progress);
+    verify(&merged, &base, &weighted, &job.options, &watch)
 }
 
 fn run_convert(job: &ConvertJob, signals: &Signals, show_progress: bool) -> Result<ConvertReport> {

@@ -59,7 +59,7 @@ pub(crate) fn count_nonfinite(source: &dyn TensorSource, name: &str) -> Result<O
 }
 
 /// The kernel's name of a dtype; `None` for what is not a plain float.
-pub(super) fn float_of(dtype: Dtype) -> Option<Float> {
+pub(crate) fn float_of(dtype: Dtype) -> Option<Float> {
     match dtype {
         Dtype::F64 => Some(Float::F64),
         Dtype::F32 => Some(Float::F32),

@@ -2,10 +2,17 @@
 //! number of threads and on the tile, not on the files. Knows no dialect, and accepts nothing but a plan.
 
 mod block;
+mod compare;
 mod load;
+mod measure;
 mod run;
+mod spread;
 
 pub(crate) use block::compute;
-pub(crate) use load::{check_finite, count_nonfinite, read_factors};
+pub(crate) use compare::{Alternative, Comparison, Lay, on_threads};
+pub(crate) use load::{check_finite, count_nonfinite, float_of, read_factors};
+pub(crate) use measure::Figures;
+#[cfg(test)]
+pub(crate) use measure::Miss;
 pub use run::{ExecOptions, Progress};
 pub(crate) use run::{Outcome, interrupted, memory, run};

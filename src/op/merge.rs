@@ -161,7 +161,7 @@ fn prepare<'a>(
 }
 
 /// Two adapters with the same tensors are one adapter under two names.
-fn check_repeats(adapters: &[Weighted<'_>]) -> Result<()> {
+pub(super) fn check_repeats(adapters: &[Weighted<'_>]) -> Result<()> {
     let mut seen: HashMap<String, &str> = HashMap::new();
     if adapters.len() < 2 {
         return Ok(());

@@ -5,11 +5,16 @@ mod delta;
 mod digests;
 mod identity;
 mod inspect;
+mod judge;
 mod merge;
+mod overall;
 mod validate;
+mod verdict;
+mod verify;
 
 pub use convert::{ConvertOptions, ConvertTo, convert};
 pub use delta::{delta_rows, merge_tensor};
 pub use inspect::{InspectOptions, inspect_adapter, inspect_checkpoint};
 pub use merge::{MergeOptions, dry_run, merge};
 pub use validate::{Values, validate_adapter, validate_checkpoint};
+pub use verify::{VerifyOptions, verify};

@@ -6,6 +6,7 @@ mod inspect;
 mod merge;
 pub(crate) mod text;
 mod validate;
+mod verify;
 
 pub use convert::ConvertReport;
 pub use inspect::{
@@ -14,6 +15,7 @@ pub use inspect::{
 };
 pub use merge::{AdapterUse, Balance, ContributionReport, FileLeft, IgnoredReport, MergeReport, Narrowed, TensorReport};
 pub use validate::{Check, ValidateReport};
+pub use verify::{DifferingTensor, StructureFinding, Ulps, Untouched, Verdict, VerifiedTensor, VerifyReport};
 
 use serde::Serialize;
 

@@ -11,6 +11,7 @@ mod merge;
 mod note;
 mod table;
 mod validate;
+mod verify;
 
 use super::finish::Found;
 
@@ -24,6 +25,7 @@ pub(super) fn report(found: &Found) -> String {
         Found::Validate(report) => validate::text(report),
         Found::Merge(report) => merge::text(report),
         Found::Convert(report) => convert::text(report),
+        Found::Verify(verified) => verify::text(verified),
     };
     escape::lines(&text)
 }

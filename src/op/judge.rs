@@ -1,0 +1,178 @@
+//! The verdict on each changed tensor: its figures are taken and judged, and where they show that something else was added, the other
+//! updates that it might have been are tried on a sample of the tensor.
+
+use std::collections::HashMap;
+
+use rayon::prelude::*;
+
+use super::verdict::{Applied, Gains, Judgement, Said, explains, judge, scaled, times};
+use crate::adapter::Scaling;
+use crate::error::Result;
+use crate::exec::{Alternative, Comparison, Figures, Lay, float_of};
+use crate::plan::{Change, Panel, Weighted};
+use crate::report::{Ulps, Verdict, VerifiedTensor};
+use crate::tensor::{TensorInfo, TensorSource, is_plain_float};
+
+/// The scaling of every factor by adapter and name.
+type Scalings<'a> = HashMap<(usize, &'a str), Scaling>;
+
+fn scalings<'a>(adapters: &[Weighted<'a>]) -> Scalings<'a> {
+    let mut found = HashMap::new();
+    for (i, weighted) in adapters.iter().enumerate() {
+        for target in weighted.adapter.targets() {
+            let factors = [Some(&target.a), Some(&target.b), target.bias.as_ref().map(|bias| &bias.delta)];
+            found.extend(factors.into_iter().flatten().map(|factor| ((i, factor.name()), target.scaling)));
+        }
+    }
+    found
+}
+
+/// Judges the changed tensors of one comparison.
+pub(super) struct Judge<'p, 'a> {
+    comparison: &'p Comparison<'p, 'a>,
+    scalings: Scalings<'a>,
+    adapters: &'p [Weighted<'a>],
+}
+
+impl<'p, 'a> Judge<'p, 'a> {
+    pub(super) fn new(comparison: &'p Comparison<'p, 'a>, adapters: &'p [Weighted<'a>]) -> Self {
+        Judge { comparison, scalings: scalings(adapters), adapters }
+    }
+
+    /// Every changed tensor that can be compared: there, in its shape, and a plain float.
+    ///
+    /// # Errors
+    /// As [`Comparison::figures`].
+    pub(super) fn all(&self) -> Result<Vec<(VerifiedTensor, Figures)>> {
+        let changes: Vec<&Change<'_>> = self.comparison.plan.changes().collect();
+        let comparable: Vec<(&Change<'_>, &TensorInfo)> = changes
+            .iter()
+            .filter_map(|change| {
+                let info = self.comparison.merged.info(&change.name)?;
+                (info.shape == change.info.shape && is_plain_float(info.dtype)).then_some((*change, info))
+            })
+            .collect();
+        comparable.par_iter().map(|(change, info)| self.one(change, info, &changes)).collect()
+    }
+
+    fn one(&self, change: &Change<'_>, info: &TensorInfo, all: &[&Change<'_>]) -> Result<(VerifiedTensor, Figures)> {
+        let stored = float_of(info.dtype).unwrap_or_else(|| unreachable!("only plain floats are compared"));
+        let figures = self.comparison.figures(change, stored)?;
+        let gains = Gains::of(&figures);
+        let rounding = gains.map_or(0.0, |gains| gains.rounding);
+        let (said, other) = match judge(&figures, change.contributions.len(), self.applied(change)) {
+            Judgement::Settled(said) => (said, None),
+            Judgement::Scaled(gain, names) => {
+                let again = Alternative { update: change, lay: Lay::AsIs, factor: 2.0 };
+                let probes = self.comparison.probe(change, stored, &[again])?;
+                let (in_two, at_once) = probes.first().map_or((0, 0), |probe| (probe.in_two, probe.at_once));
+                (scaled(gain, names, in_two, at_once), None)
+            }
+            Judgement::Search(said) => {
+                let partial = without_one(change);
+                let suspects = suspects(change, all, &partial);
+                let updates: Vec<Alternative<'_, '_>> = suspects.iter().map(Suspect::alternative).collect();
+                let probes = self.comparison.probe(change, stored, &updates)?;
+                let fits = suspects.iter().zip(&probes).filter_map(|(suspect, probe)| {
+                    let (gain, residual) = probe.gain()?;
+                    explains(gain, residual, rounding).then_some((suspect, gain, residual))
+                });
+                match fits.min_by(|x, y| x.2.total_cmp(&y.2)) {
+                    None => (said, None),
+                    Some((suspect, gain, _)) => self.convicted(suspect, gain),
+                }
+            }
+        };
+        let ratio = |x: f64, y: f64| (y > 0.0).then(|| (x / y).sqrt());
+        let tensor = VerifiedTensor {
+            tensor: change.name.clone(),
+            dtype: info.dtype.to_string(),
+            shape: info.shape.dims().to_vec(),
+            verdict: said.0,
+            says: said.1,
+            other,
+            values: figures.values,
+            relative_norm: ratio(figures.delta, figures.base).filter(|_| gains.is_some()),
+            gain: gains.map(|gains| gains.gain),
+            gain_error: gains.map(|gains| gains.error),
+            gain_expected: gains.map(|gains| gains.expected),
+            residual: gains.and_then(|gains| ratio(gains.left, figures.base)),
+            residual_of_update: gains.map(|gains| gains.residual),
+            ulps: named(figures.ulps),
+            nonfinite: figures.nonfinite,
+        };
+        Ok((tensor, figures))
+    }
+
+    /// The verdict on an update that explains what was added, and the tensor that it belongs to if that is another one.
+    fn convicted(&self, suspect: &Suspect<'_, '_>, gain: f64) -> (Said, Option<String>) {
+        let times = times(gain);
+        match suspect {
+            Suspect::Transposed(_) => ((Verdict::Transposed, format!("the update was added transposed{times}")), None),
+            Suspect::Other(other) => {
+                let says = format!("the update of {:?} was added instead{times}", other.name);
+                ((Verdict::OtherTensor, says), Some(other.name.clone()))
+            }
+            Suspect::Without(adapter, _) => {
+                let label = self.adapters.get(*adapter).map_or("", |weighted| weighted.adapter.label());
+                let says = format!("adapter {} ({label:?}) is missing; the rest was added{times}", adapter + 1);
+                ((Verdict::AdapterMissing, says), None)
+            }
+        }
+    }
+
+    /// How a tensor with one contribution is scaled; several have no scale in common.
+    fn applied(&self, change: &Change<'_>) -> Option<Applied> {
+        let [contribution] = &change.contributions[..] else { return None };
+        let (Panel::Direct(factor) | Panel::Transposed(factor)) = &contribution.right else { return None };
+        let scaling = *self.scalings.get(&(contribution.adapter, factor.name()))?;
+        Some(Applied { scaling, weight: self.adapters.get(contribution.adapter)?.weight })
+    }
+}
+
+/// What may have been added instead.
+enum Suspect<'p, 'a> {
+    /// The update itself, transposed.
+    Transposed(&'p Change<'a>),
+    /// That of another tensor of the same shape.
+    Other(&'p Change<'a>),
+    /// The update without the part of one adapter.
+    Without(usize, &'p Change<'a>),
+}
+
+impl<'p, 'a> Suspect<'p, 'a> {
+    fn alternative(&self) -> Alternative<'p, 'a> {
+        match self {
+            Suspect::Transposed(update) => Alternative { update, lay: Lay::Transposed, factor: 1.0 },
+            Suspect::Other(update) | Suspect::Without(_, update) => Alternative { update, lay: Lay::AsIs, factor: 1.0 },
+        }
+    }
+}
+
+fn suspects<'p, 'a>(change: &Change<'_>, all: &[&'p Change<'a>], partial: &'p [(usize, Change<'a>)]) -> Vec<Suspect<'p, 'a>> {
+    let square = change.info.shape.matrix().is_some_and(|(rows, cols)| rows == cols);
+    let same_shape = all.iter().filter(|other| !other.contributions.is_empty() && other.info.shape == change.info.shape);
+    let found = same_shape.filter_map(|other| match other.name == change.name {
+        true => square.then_some(Suspect::Transposed(other)),
+        false => Some(Suspect::Other(other)),
+    });
+    found.chain(partial.iter().map(|(adapter, update)| Suspect::Without(*adapter, update))).collect()
+}
+
+/// For each of several adapters, the change without its part.
+fn without_one<'a>(change: &Change<'a>) -> Vec<(usize, Change<'a>)> {
+    let several = change.contributions.iter().filter(|_| change.contributions.len() > 1);
+    several
+        .map(|left_out| {
+            let mut rest = change.clone();
+            rest.contributions.retain(|contribution| contribution.adapter != left_out.adapter);
+            (left_out.adapter, rest)
+        })
+        .collect()
+}
+
+/// The buckets by their names in the report.
+pub(super) fn named(ulps: [u64; 6]) -> Ulps {
+    let [none, one, two, to_4, to_16, more] = ulps;
+    Ulps { none, one, two, to_4, to_16, more }
+}

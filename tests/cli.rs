@@ -277,7 +277,9 @@ fn a_signal_ends_a_merge_and_nothing_is_left() {
         .unwrap();
     for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
         let mut command = loratool();
-        command.arg("merge").arg(&base).arg("--adapter").arg(&adapter).arg("-o").arg(out.join("merged")).args(["--threads", "1"]);
+        command.arg("merge").arg(&base).arg("--adapter").arg(&adapter).arg("-o").arg(out.join("merged"));
+        // The slowest way there is, so that there is time to interrupt it.
+        command.args(["--threads", "1", "--portable"]);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         while fs::read_dir(&out).unwrap().count() == 0 && child.try_wait().unwrap().is_none() {
             std::thread::sleep(std::time::Duration::from_millis(5));

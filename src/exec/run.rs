@@ -5,13 +5,11 @@ use std::fs::File;
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use rayon::prelude::*;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::block::{Scratch, compute_block, rows_cols};
 use crate::error::{Error, Result};
-use crate::io::{disk, write_error};
+use crate::io::{Durability, disk, write_error};
 use crate::kernel::{Isa, Sums};
 use crate::plan::{Change, CopyRange, Head, OutShard, Plan};
 use crate::rules;
@@ -85,6 +83,7 @@ struct Output<'p, 'a> {
 pub(crate) fn run(
     plan: &Plan<'_>,
     options: &ExecOptions,
+    durability: Durability,
     progress: &dyn Progress,
     mut create: impl FnMut(&str) -> Result<(File, PathBuf)>,
 ) -> Result<Outcome> {
@@ -96,47 +95,145 @@ pub(crate) fn run(
     }
     let tasks = split(plan, options.tile_bytes.max(64));
     let isa = if options.portable { Isa::Portable } else { Isa::best() };
-    let failed = AtomicUsize::new(usize::MAX);
-    let one = |scratch: &mut Scratch, (index, task): (usize, &Task<'_, '_>)| {
-        if index > failed.load(Ordering::Relaxed) {
-            return Ok(Sums::default());
-        }
-        let done =
-            if progress.cancelled() { Err(interrupted()) } else { outputs[task.file].carry_out(plan, isa, &task.work, scratch) };
-        match done {
-            Ok((sums, bytes)) => {
-                progress.advance(bytes);
-                Ok(sums)
-            }
-            Err(error) => {
-                failed.fetch_min(index, Ordering::Relaxed);
-                Err(error)
-            }
-        }
+    let crew = Crew {
+        plan,
+        isa,
+        outputs: &outputs,
+        tasks: &tasks,
+        progress,
+        next: AtomicUsize::new(0),
+        failed: AtomicUsize::new(usize::MAX),
+        written: AtomicU64::new(0),
+        at_work: AtomicUsize::new(1),
     };
-    // No more threads than work, and never so many that starting them is the work.
-    let threads = options.threads.map_or(0, |n| n.get().min(tasks.len()).min(MOST_THREADS));
-    // Where threads cannot be had, the work is done on this one: the bytes are the same.
-    let results: Vec<Result<Sums>> = match rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
-        Ok(pool) => pool.install(|| tasks.par_iter().enumerate().map_init(Scratch::default, one).collect()),
-        Err(_) => {
-            let mut scratch = Scratch::default();
-            tasks.iter().enumerate().map(|task| one(&mut scratch, task)).collect()
-        }
-    };
+    let mut results = crew.run(threads(options, tasks.len()), durability)?;
+    results.sort_by_key(|(index, _)| *index);
     let mut sums = vec![Sums::default(); plan.changes().count()];
-    for (task, result) in tasks.iter().zip(results) {
+    for (index, result) in results {
         let found = result?;
-        if let Work::Tile(_, place, ..) = task.work {
+        if let Work::Tile(_, place, ..) = tasks[index].work {
             sums[place].add(&found);
         }
     }
     Ok(Outcome { sums })
 }
 
+/// No more threads than work, and never so many that starting them is the work.
+fn threads(options: &ExecOptions, tasks: usize) -> usize {
+    options.threads.or(std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get).min(tasks).clamp(1, MOST_THREADS)
+}
+
+/// Bytes that may wait for the disk before it is asked to start on them.
+const FLUSH: u64 = 128 << 20;
+
+/// The threads that carry out the tasks, in order, so that files are finished one after the other.
+struct Crew<'c, 'p, 'a> {
+    plan: &'p Plan<'a>,
+    isa: Isa,
+    outputs: &'c [Output<'p, 'a>],
+    tasks: &'c [Task<'p, 'a>],
+    progress: &'c dyn Progress,
+    next: AtomicUsize,
+    /// The first task that failed; later ones are not begun.
+    failed: AtomicUsize,
+    written: AtomicU64,
+    /// Threads that still take tasks.
+    at_work: AtomicUsize,
+}
+
+type Results = Vec<(usize, Result<Sums>)>;
+
+impl Crew<'_, '_, '_> {
+    /// Does all tasks on `threads` threads, this one included. Where threads cannot be had, fewer do: the bytes are the same.
+    ///
+    /// # Errors
+    /// `E-002` if what was written cannot be forced to disk.
+    fn run(&self, threads: usize, durability: Durability) -> Result<Results> {
+        std::thread::scope(|scope| {
+            let flusher = (durability == Durability::Synced && self.plan.bytes() > FLUSH)
+                .then(|| std::thread::Builder::new().spawn_scoped(scope, || self.flush()).ok())
+                .flatten();
+            let mut others = Vec::new();
+            for _ in 1..threads {
+                self.at_work.fetch_add(1, Ordering::SeqCst);
+                match std::thread::Builder::new().spawn_scoped(scope, || self.work()) {
+                    Ok(handle) => others.push(handle),
+                    Err(_) => {
+                        self.at_work.fetch_sub(1, Ordering::SeqCst);
+                        break;
+                    }
+                }
+            }
+            let mut results = self.work();
+            for handle in others {
+                results.extend(handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            }
+            if let Some(flusher) = flusher {
+                flusher.thread().unpark();
+                flusher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+            }
+            Ok(results)
+        })
+    }
+
+    fn work(&self) -> Results {
+        let _leave = Leave(&self.at_work);
+        let (mut scratch, mut results) = (Scratch::default(), Vec::new());
+        loop {
+            let index = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(task) = self.tasks.get(index).filter(|_| index < self.failed.load(Ordering::Relaxed)) else {
+                return results;
+            };
+            let done = if self.progress.cancelled() {
+                Err(interrupted())
+            } else {
+                self.outputs[task.file].carry_out(self.plan, self.isa, &task.work, &mut scratch)
+            };
+            match done {
+                Ok((sums, bytes)) => {
+                    self.written.fetch_add(bytes, Ordering::Relaxed);
+                    self.progress.advance(bytes);
+                    results.push((index, Ok(sums)));
+                }
+                Err(error) => {
+                    self.failed.fetch_min(index, Ordering::Relaxed);
+                    results.push((index, Err(error)));
+                }
+            }
+        }
+    }
+
+    /// Keeps the disk busy while the others compute, so that little is left to force to it at the end. An error here is final: the
+    /// system tells it once (`fsync(2)`), and the later call would succeed.
+    fn flush(&self) -> Result<()> {
+        let mut flushed = 0;
+        while self.at_work.load(Ordering::SeqCst) > 0 {
+            let written = self.written.load(Ordering::Relaxed);
+            if written < flushed + FLUSH {
+                std::thread::park_timeout(std::time::Duration::from_millis(10));
+                continue;
+            }
+            for output in self.outputs {
+                disk::sync(&output.file).map_err(|e| write_error(&output.path, e))?;
+            }
+            flushed = written;
+        }
+        Ok(())
+    }
+}
+
+/// Counts a thread out, however it ends.
+struct Leave<'c>(&'c AtomicUsize);
+
+impl Drop for Leave<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// Bytes that the buffers of all threads take at most: tile, result, its widened form, and the panels of the largest change.
 pub(crate) fn memory(plan: &Plan<'_>, options: &ExecOptions) -> u64 {
-    let threads = options.threads.map_or_else(rayon::current_num_threads, NonZeroUsize::get) as u64;
+    let threads = threads(options, usize::MAX) as u64;
     let tile = options.tile_bytes.max(64) as u64;
     let of = |change: &Change<'_>| {
         let Some((rows, cols)) = tiles(change, tile).into_iter().next() else { return 0 };

@@ -63,7 +63,9 @@ pub fn merge(
     let (plan, mut report) = prepare(base, adapters, output, options)?;
     let kind = output_kind(base);
     let staging = Staging::new(output, kind, options.overwrite)?;
-    let outcome = exec::run(&plan, &options.exec, progress, |name| Ok((staging.create(name)?, staging.target_of(name))))?;
+    let outcome = exec::run(&plan, &options.exec, options.durability, progress, |name| {
+        Ok((staging.create(name)?, staging.target_of(name)))
+    })?;
     if kind == OutputKind::Folder {
         write_companions(&plan, &staging)?;
     }

@@ -140,7 +140,7 @@ rules! {
     REREAD            = "E-005", Integrity, "what was written reads back as planned";
     INTERRUPTED       = "E-006", Interrupted, "the run is not interrupted";
     NOT_REGULAR       = "E-007", Io,    "input is a regular file";
-    MEMORY            = "E-008", Limit, "memory for the header can be had";
+    MEMORY            = "E-008", Limit, "memory can be had, and is allowed";
     BALANCE           = "E-009", Integrity, "the counts of tensors balance";
     ARGUMENT          = "U-001", Usage, "an argument has a value of its kind";
     OUTPUT_EXISTS     = "U-002", Usage, "output is not overwritten unasked";

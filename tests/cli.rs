@@ -265,6 +265,23 @@ fn zeros(path: &Path, tensors: &[(&str, [u64; 2])]) {
 }
 
 #[test]
+fn memory_is_kept_to_or_refused_by_the_name_of_its_flag() {
+    let folder = tempfile::tempdir().unwrap();
+    let merge = |memory: &str, out: &str| {
+        let mut command = loratool();
+        command.arg("merge").arg(base()).arg("--adapter").arg(adapter()).arg("-o").arg(folder.path().join(out));
+        command.args(["--memory", memory]).output().unwrap()
+    };
+    let refused = merge("100", "refused");
+    assert_eq!(refused.status.code(), Some(7));
+    assert!(text(&refused.stderr).contains("--memory"), "{}", text(&refused.stderr));
+    assert!(!folder.path().join("refused").exists());
+    let done = merge("128KiB", "done");
+    assert!(done.status.success(), "{}", text(&done.stderr));
+    assert!(text(&done.stdout).contains("for buffers"));
+}
+
+#[test]
 fn a_signal_ends_a_merge_and_nothing_is_left() {
     let folder = tempfile::tempdir().unwrap();
     let (base, adapter, out) = (folder.path().join("base.safetensors"), folder.path().join("adapter"), folder.path().join("out"));

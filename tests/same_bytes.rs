@@ -70,6 +70,8 @@ fn threads_tiles_maps_and_instruction_sets_do_not_change_a_byte() {
             same(&format!("tiles of {tile}"), merged(base, adapters, ReadMode::Read, |o| o.exec.tile_bytes = tile));
         }
         same("a map", merged(base, adapters, ReadMode::Map, |_| {}));
+        same("little memory", merged(base, adapters, ReadMode::Read, |o| o.exec.memory = Some(1 << 17)));
+        same("no sync", merged(base, adapters, ReadMode::Read, |o| o.durability = loratool::Durability::Fast));
         same("the portable kernel", merged(base, adapters, ReadMode::Read, |o| o.exec.portable = true));
     }
 }

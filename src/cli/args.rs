@@ -161,8 +161,11 @@ pub(super) struct MergeArgs {
     #[command(flatten)]
     pub bind: BindArgs,
     /// Threads to compute on [default: one per core]
-    #[arg(long, value_name = "N", help_heading = "How it runs")]
+    #[arg(long, value_name = "N", visible_alias = "cores", help_heading = "How it runs")]
     pub threads: Option<NonZeroUsize>,
+    /// Bytes that buffers may take, such as 16MiB; tiles get smaller to fit
+    #[arg(long, value_name = "BYTES", help_heading = "How it runs")]
+    pub memory: Option<String>,
     /// Do not force the result to disk before it gets its name: faster, but a power cut may lose it
     #[arg(long, help_heading = "How it runs")]
     pub no_sync: bool,

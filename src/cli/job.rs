@@ -119,6 +119,9 @@ fn merge(args: MergeArgs) -> Result<MergeJob> {
     if let Some(tile) = &args.tile {
         exec.tile_bytes = number::bytes(tile, "tile")?;
     }
+    if let Some(memory) = &args.memory {
+        exec.memory = Some(number::bytes(memory, "memory")? as u64);
+    }
     Ok(MergeJob {
         base: args.base,
         adapters,

@@ -15,4 +15,4 @@ pub(crate) use measure::Figures;
 #[cfg(test)]
 pub(crate) use measure::Miss;
 pub use run::{ExecOptions, Progress};
-pub(crate) use run::{Outcome, interrupted, memory, run};
+pub(crate) use run::{Outcome, fitted, interrupted, memory, run};

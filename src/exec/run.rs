@@ -22,13 +22,15 @@ pub struct ExecOptions {
     pub threads: Option<NonZeroUsize>,
     /// Bytes of weights in one tile. Default 1 MiB, about one core's second-level cache.
     pub tile_bytes: usize,
+    /// Bytes that the buffers of all threads may take. Tiles, and then threads, are made fewer to fit. Default: no limit.
+    pub memory: Option<u64>,
     /// Use the portable kernels even where the machine has better ones. Default false.
     pub portable: bool,
 }
 
 impl Default for ExecOptions {
     fn default() -> Self {
-        ExecOptions { threads: None, tile_bytes: 1 << 20, portable: false }
+        ExecOptions { threads: None, tile_bytes: 1 << 20, memory: None, portable: false }
     }
 }
 
@@ -243,6 +245,32 @@ pub(crate) fn memory(plan: &Plan<'_>, options: &ExecOptions) -> u64 {
         rows * cols * (2 * size + 8) + panels
     };
     threads * plan.changes().map(of).max().unwrap_or(0).max(tile)
+}
+
+/// Tiles are not made smaller than this to save memory: the factors' panels then take more than they do.
+const SMALLEST_TILE: usize = 1 << 14;
+
+/// The options with tiles and threads that fit into the memory that they allow.
+///
+/// # Errors
+/// `E-008` if one thread with small tiles takes more.
+pub(crate) fn fitted(plan: &Plan<'_>, options: &ExecOptions) -> Result<ExecOptions> {
+    let mut fitted = options.clone();
+    let Some(limit) = options.memory else { return Ok(fitted) };
+    loop {
+        let needed = memory(plan, &fitted);
+        let threads = threads(&fitted, usize::MAX);
+        if needed <= limit {
+            return Ok(fitted);
+        } else if fitted.tile_bytes > SMALLEST_TILE {
+            fitted.tile_bytes /= 2;
+        } else if threads > 1 {
+            fitted.threads = NonZeroUsize::new(threads / 2);
+        } else {
+            let message = format!("the buffers take {needed} bytes at least, and {limit} are allowed");
+            return Err(Error::new(rules::MEMORY, message).help("allow more with --memory"));
+        }
+    }
 }
 
 /// The error of work that [`Progress::cancelled`] ended.

@@ -51,7 +51,7 @@ const GAIN_WARNING: f64 = 0.9;
 ///
 /// # Errors
 /// Everything that [`Plan::new`] finds; `A-027` and `C-037` if stated digests do not match; `U-002`, `U-003`, `E-002`, `E-003` for
-/// the output; what the executor finds while reading values (`A-008`, `A-030`, `A-031`, `E-001`, `E-004`); `E-006` if `progress`
+/// the output; `E-008` if the buffers do not fit into the memory that is allowed; what the executor finds while reading values (`A-008`, `A-030`, `A-031`, `E-001`, `E-004`); `E-006` if `progress`
 /// cancels. On any error the output is what it was before.
 pub fn merge(
     base: &Checkpoint,
@@ -61,11 +61,11 @@ pub fn merge(
     progress: &dyn Progress,
 ) -> Result<MergeReport> {
     let (plan, mut report) = prepare(base, adapters, output, options)?;
+    let exec = exec::fitted(&plan, &options.exec)?;
     let kind = output_kind(base);
     let staging = Staging::new(output, kind, options.overwrite)?;
-    let outcome = exec::run(&plan, &options.exec, options.durability, progress, |name| {
-        Ok((staging.create(name)?, staging.target_of(name)))
-    })?;
+    let outcome =
+        exec::run(&plan, &exec, options.durability, progress, |name| Ok((staging.create(name)?, staging.target_of(name))))?;
     if kind == OutputKind::Folder {
         write_companions(&plan, &staging)?;
     }
@@ -144,7 +144,7 @@ fn prepare<'a>(
         files_copied: Vec::new(),
         files_left: Vec::new(),
         bytes: plan.bytes(),
-        memory: exec::memory(&plan, &options.exec),
+        memory: exec::memory(&plan, &exec::fitted(&plan, &options.exec)?),
         survived: None,
         untied: plan.untied,
         warnings: warnings.iter().map(Note::from).collect(),

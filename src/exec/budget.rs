@@ -1,0 +1,57 @@
+//! How many threads there are and how much memory their buffers take.
+
+use std::num::NonZeroUsize;
+
+use super::run::ExecOptions;
+use super::tasks::tiles;
+use crate::error::{Error, Result};
+use crate::plan::{Change, Plan};
+use crate::rules;
+
+/// Threads beyond this only cost.
+const MOST_THREADS: usize = 256;
+
+/// No more threads than work, and never so many that starting them is the work.
+pub(super) fn threads(options: &ExecOptions, tasks: usize) -> usize {
+    options.threads.or(std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get).min(tasks).clamp(1, MOST_THREADS)
+}
+
+/// Bytes that the buffers of all threads take at most: tile, result, its widened form, and the panels of the largest change.
+pub(crate) fn memory(plan: &Plan<'_>, options: &ExecOptions) -> u64 {
+    let threads = threads(options, usize::MAX) as u64;
+    let tile = options.tile_bytes.max(64) as u64;
+    let of = |change: &Change<'_>| {
+        let Some((rows, cols)) = tiles(change, tile).into_iter().next() else { return 0 };
+        let (rows, cols) = (rows.end - rows.start, cols.end - cols.start);
+        let panels: u64 = change.contributions.iter().map(|c| 3 * 8 * c.rank * (rows + cols)).sum();
+        let size = change.info.bytes().checked_div(change.info.shape.elements()).unwrap_or(1);
+        rows * cols * (2 * size + 8) + panels
+    };
+    threads * plan.changes().map(of).max().unwrap_or(0).max(tile)
+}
+
+/// Tiles are not made smaller than this to save memory: the factors' panels then take more than they do.
+const SMALLEST_TILE: usize = 1 << 14;
+
+/// The options with tiles and threads that fit into the memory that they allow.
+///
+/// # Errors
+/// `E-008` if one thread with small tiles takes more.
+pub(crate) fn fitted(plan: &Plan<'_>, options: &ExecOptions) -> Result<ExecOptions> {
+    let mut fitted = options.clone();
+    let Some(limit) = options.memory else { return Ok(fitted) };
+    loop {
+        let needed = memory(plan, &fitted);
+        let threads = threads(&fitted, usize::MAX);
+        if needed <= limit {
+            return Ok(fitted);
+        } else if fitted.tile_bytes > SMALLEST_TILE {
+            fitted.tile_bytes /= 2;
+        } else if threads > 1 {
+            fitted.threads = NonZeroUsize::new(threads / 2);
+        } else {
+            let message = format!("the buffers take {needed} bytes at least, and {limit} are allowed");
+            return Err(Error::new(rules::MEMORY, message).help("allow more with --memory"));
+        }
+    }
+}

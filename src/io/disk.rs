@@ -1,5 +1,6 @@
-//! The calls that touch the disk, each once: everything that reads, writes, syncs, names or removes a file goes through here, so that a
-//! test can make any one of them fail. Thin over the operating system; interruptions and short transfers are looped over.
+//! The calls that touch weights on disk, each once: what reads, writes, syncs, names or removes their files goes through here, so that a
+//! test can make any one of them fail. Thin over the operating system; interruptions and short transfers are looped over. Small files
+//! (configs, tokenizers) are still copied and written by `std::fs`.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};

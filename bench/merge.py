@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """loratool beside its peers, in one run: `python3 bench/merge.py --work DIR [--size medium] [--rounds 5]`.
 
-Each round runs every command once, in rotated order, on a warm source and with its output removed, so that a ratio is of two runs that
+Each round runs every command once, in a shuffled order, on a warm source and with its output removed, so that a ratio is of two runs that
 met the same machine. Every output is checked before a time counts. See bench/README.md for how to read the table.
 """
 
@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import platform
+import random
 import shutil
 import statistics
 import subprocess
@@ -30,8 +31,8 @@ def main():
     commands = list_commands(args, data)
     results = {name: [] for name in commands}
     for round_ in range(args.rounds):
-        names = list(commands)
-        for name in names[round_ % len(names) :] + names[: round_ % len(names)]:
+        # Shuffled, the same way each time: rotation would let one command always inherit the page cache that another left.
+        for name in random.Random(round_).sample(list(commands), len(commands)):
             if name in SLOW and round_ >= args.peer_rounds:
                 continue
             results[name].append(measure(name, commands[name], data))
@@ -97,11 +98,12 @@ def list_commands(args, data):
 
 
 def measure(name, command, data):
-    """One run: wall, user and system seconds, and the peak of the anonymous memory of its processes."""
+    """One run: wall, user and system seconds, and the peak of the anonymous memory of the process itself."""
     for made in ("out", "cache"):
         shutil.rmtree(data[made], ignore_errors=True)
     os.sync()
-    warm(data["base"])
+    for source in ("base", "adapter", "attention"):
+        warm(data[source])
     before = os.times()
     start = time.perf_counter()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"HF_HUB_OFFLINE": "1"})
@@ -181,14 +183,14 @@ def rounded_once(values):
 
 
 def table(results):
-    lines = ["| command | s: min, median, max | against | ratio: median of the pairs (min to max) | anonymous MiB | wrong values |",
+    lines = ["| command | s: min, median, max | against | ratio: median of the pairs (min to max; pairs) | anonymous MiB | wrong values |",
              "|---|---|---|---|---|---|"]
     for name, runs in results.items():
         walls, other = [run["wall"] for run in runs], PAIR.get(name)
         ratio = ""
         if other in results:
             pairs = [run["wall"] / peer["wall"] for run, peer in zip(runs, results[other])]
-            ratio = f"{statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f})"
+            ratio = f"{statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f}; {len(pairs)})"
         wrong = "" if runs[0]["different"] is None else f"{max(run['different'] for run in runs):.4%}"
         memory = max(run["anonymous_mib"] for run in runs)
         seconds = f"{min(walls):.2f}, {statistics.median(walls):.2f}, {max(walls):.2f}"
@@ -201,6 +203,9 @@ def record(args, results, text):
     with open("/proc/cpuinfo") as file:
         models = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
+    # A run of uncommitted work says so: its commit alone does not reproduce it.
+    if subprocess.run(["git", "status", "--porcelain"], cwd=ROOT, capture_output=True, text=True).stdout.strip():
+        commit += "-dirty"
     facts = {"date": datetime.date.today().isoformat(), "commit": commit, "size": args.size, "cpu": models[0],
              "cores": os.cpu_count(), "memory_gib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30,
              "kernel": platform.release()}

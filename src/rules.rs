@@ -142,8 +142,11 @@ rules! {
     NOT_REGULAR       = "E-007", Io,    "input is a regular file";
     MEMORY            = "E-008", Limit, "memory can be had, and is allowed";
     BALANCE           = "E-009", Integrity, "the counts of tensors balance";
+    JOURNAL           = "E-010", Integrity, "a journal is whole, and is that of the file";
+    PENDING           = "E-011", Busy,  "no merge into the file is going on or interrupted";
     ARGUMENT          = "U-001", Usage, "an argument has a value of its kind";
     OUTPUT_EXISTS     = "U-002", Usage, "output is not overwritten unasked";
     OUTPUT_IS_INPUT   = "U-003", Usage, "output is not an input, and is not written through a link";
     IS_MERGE          = "U-004", Negative, "a checkpoint that is verified is the merge that it is said to be";
+    IN_PLACE          = "U-005", Usage, "the checkpoint can be changed in place";
 }

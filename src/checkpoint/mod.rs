@@ -25,7 +25,7 @@ pub use tied::{Tie, TieReason};
 use crate::codec::safetensors::{SafetensorsFile, Strictness};
 use crate::codec::shards::ShardIndex;
 use crate::error::{Diagnostic, Error, Result};
-use crate::io::ReadMode;
+use crate::io::{ReadMode, parent_of, refuse_pending};
 use crate::limits::Limits;
 use crate::rules;
 use crate::tensor::{TensorInfo, TensorSource};
@@ -58,9 +58,10 @@ impl Checkpoint {
     /// Opens a `.safetensors` file, or a folder that holds one or an index with its shards.
     ///
     /// # Errors
-    /// `E-001` or `E-007` if the path cannot be opened, `A-029` if it is an adapter, and the broken rules of `spec/checkpoint.md` and
+    /// `E-011` if a merge into it is pending, `E-001` or `E-007` if the path cannot be opened, `A-029` if it is an adapter, and the broken rules of `spec/checkpoint.md` and
     /// of the files; those that compare the index with the shards are reported all at once.
     pub fn open(path: &Path, mode: ReadMode, limits: &Limits) -> Result<Self> {
+        refuse_pending(path)?;
         if path.is_dir() { Self::open_folder(path, mode, limits) } else { Self::open_file(path, mode, limits) }
     }
 
@@ -71,6 +72,7 @@ impl Checkpoint {
             let message = "this is the index of a checkpoint, not a safetensors file";
             return Err(Error::new(rules::IS_CHECKPOINT, message).file(path).help("give the folder that it lies in"));
         }
+        refuse_pending(parent_of(path))?;
         let file = SafetensorsFile::open(path, mode, Strictness::Lenient, limits)?;
         let mut warnings = Vec::new();
         // The config beside the file tells which weights are tied, which matters as much for a file as for its folder.
@@ -94,6 +96,7 @@ impl Checkpoint {
             Some(index) => index.shard_names(),
             None => found.file.as_deref().into_iter().collect(),
         };
+        names.iter().try_for_each(|name| refuse_pending(&path.join(name)))?;
         find::leftovers(path, &names, &mut warnings)?;
         let shards = coverage::open_shards(path, &names, mode, limits)?;
         let config = ModelConfig::read(path, limits, &mut warnings);

@@ -52,6 +52,7 @@ pub(super) enum Verb {
     Validate(ValidateArgs),
     Merge(Box<MergeArgs>),
     Verify(Box<VerifyArgs>),
+    Recover(RecoverArgs),
     Convert(ConvertArgs),
 }
 
@@ -63,6 +64,7 @@ impl Verb {
             Verb::Validate(_) => "validate",
             Verb::Merge(_) => "merge",
             Verb::Verify(_) => "verify",
+            Verb::Recover(_) => "recover",
             Verb::Convert(_) => "convert",
         }
     }
@@ -71,7 +73,7 @@ impl Verb {
     pub(super) fn on_signal(&self) -> OnSignal {
         match self {
             Verb::Inspect(_) | Verb::Validate(_) | Verb::Verify(_) => OnSignal::ExitAtOnce,
-            Verb::Merge(_) | Verb::Convert(_) => OnSignal::CleanUp,
+            Verb::Merge(_) | Verb::Recover(_) | Verb::Convert(_) => OnSignal::CleanUp,
         }
     }
 }
@@ -142,8 +144,11 @@ pub(super) struct MergeArgs {
     #[arg(long, short, required = true, value_name = "PATH[:WEIGHT]")]
     pub adapter: Vec<OsString>,
     /// What to write: a folder if the base is one, otherwise a file
-    #[arg(long, short, value_name = "OUT")]
-    pub output: PathBuf,
+    #[arg(long, short, value_name = "OUT", required_unless_present = "in_place")]
+    pub output: Option<PathBuf>,
+    /// Change the base's own files instead; a journal lets `recover` complete what is interrupted
+    #[arg(long, conflicts_with_all = ["output", "overwrite"])]
+    pub in_place: bool,
     /// Multiply all weights by this number
     #[arg(long, value_name = "S", allow_hyphen_values = true)]
     pub scale: Option<String>,
@@ -186,10 +191,32 @@ Examples:
   loratool merge ./model --adapter ./adapter -o ./merged
   loratool merge ./model --adapter ./style:0.7 --adapter ./task -o ./merged
   loratool merge ./merged --adapter ./adapter:-1 -o ./restored
+  loratool merge ./model --adapter ./adapter --in-place
 
 The weight is what follows the last ':' of PATH[:WEIGHT], unless a file of that
 whole name exists. Weight -1 subtracts an adapter, up to rounding. The output
-appears whole or not at all; the base and the adapters are only read.";
+appears whole or not at all; the base and the adapters are only read. With
+--in-place the base itself becomes the result: writing takes as long as what
+changes, and an interrupted run is completed by loratool recover.";
+
+/// Complete a merge in place that was interrupted
+#[derive(Debug, Args)]
+#[command(after_help = RECOVER_EXAMPLES)]
+pub(super) struct RecoverArgs {
+    /// The checkpoint: a folder or a .safetensors file
+    pub path: PathBuf,
+    /// Threads to compute on [default: one per core]
+    #[arg(long, value_name = "N", visible_alias = "cores", help_heading = "How it runs")]
+    pub threads: Option<NonZeroUsize>,
+}
+
+const RECOVER_EXAMPLES: &str = "\
+Examples:
+  loratool recover ./model
+
+The journal beside the weights says what is left to do; neither the adapter nor
+the options of the merge are needed. Where no merge is pending nothing is done.
+The weights are then the same, byte for byte, as without the interruption.";
 
 /// Say whether a checkpoint is a base with adapters merged in
 #[derive(Debug, Args)]

@@ -10,7 +10,7 @@ use super::bug;
 use super::output;
 use super::render::{self, escape, json};
 use super::signals::Signals;
-use crate::report::{ConvertReport, InspectReport, MergeReport, Note, ValidateReport, VerifyReport};
+use crate::report::{ConvertReport, InspectReport, MergeReport, Note, RecoverReport, ValidateReport, VerifyReport};
 use crate::{Class, Error, Renaming};
 
 /// How a command speaks.
@@ -53,6 +53,7 @@ pub(super) enum Found {
     Validate(ValidateReport),
     Merge(MergeReport),
     Convert(ConvertReport),
+    Recover(RecoverReport),
     Verify(Verified),
 }
 
@@ -105,6 +106,7 @@ impl Found {
             Found::Validate(report) => report.warnings.iter().collect(),
             Found::Merge(report) => report.warnings.iter().collect(),
             Found::Convert(report) => report.warnings.iter().collect(),
+            Found::Recover(_) => Vec::new(),
             Found::Verify(verified) => verified.report.warnings.iter().collect(),
         }
     }

@@ -7,11 +7,11 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::args::{BindArgs, ConvertArgs, InspectArgs, MergeArgs, OpenArgs, To, ValidateArgs, Verb, VerifyArgs};
+use super::args::{BindArgs, ConvertArgs, InspectArgs, MergeArgs, OpenArgs, RecoverArgs, To, ValidateArgs, Verb, VerifyArgs};
 use super::number;
 use crate::{
     BindOptions, ConvertTo, Durability, Error, ExecOptions, InspectOptions, MergeOptions, OpenOptions, Orientation, Overwrite,
-    ReadMode, Result, Values, VerifyOptions, rules,
+    ReadMode, RecoverOptions, Result, Values, VerifyOptions, rules,
 };
 
 /// A resolved command.
@@ -21,6 +21,7 @@ pub(super) enum Job {
     Validate(ValidateJob),
     Merge(MergeJob),
     Verify(VerifyJob),
+    Recover(RecoverJob),
     Convert(ConvertJob),
 }
 
@@ -47,7 +48,8 @@ pub(super) struct MergeJob {
     pub base: PathBuf,
     /// Adapters with the weight that each gets.
     pub adapters: Vec<(PathBuf, f64)>,
-    pub output: PathBuf,
+    /// Where the result goes; `None` is the base's own files.
+    pub output: Option<PathBuf>,
     pub dry_run: bool,
     pub open: OpenOptions,
     pub options: MergeOptions,
@@ -63,6 +65,12 @@ pub(super) struct VerifyJob {
     pub all: bool,
     pub open: OpenOptions,
     pub options: VerifyOptions,
+}
+
+#[derive(Debug)]
+pub(super) struct RecoverJob {
+    pub path: PathBuf,
+    pub options: RecoverOptions,
 }
 
 #[derive(Debug)]
@@ -86,6 +94,7 @@ pub(super) fn resolve(verb: Verb) -> Result<Job> {
         Verb::Validate(args) => Job::Validate(validate(args)?),
         Verb::Merge(args) => Job::Merge(merge(*args)?),
         Verb::Verify(args) => Job::Verify(verify(*args)?),
+        Verb::Recover(args) => Job::Recover(recover(args)),
         Verb::Convert(args) => Job::Convert(convert(args)?),
     })
 }
@@ -158,6 +167,11 @@ fn verify(args: VerifyArgs) -> Result<VerifyJob> {
             ..Default::default()
         },
     })
+}
+
+fn recover(args: RecoverArgs) -> RecoverJob {
+    let exec = ExecOptions { threads: args.threads, ..Default::default() };
+    RecoverJob { path: args.path, options: RecoverOptions { exec, ..Default::default() } }
 }
 
 /// Adapters with their weights, each times `scale`.

@@ -2,6 +2,7 @@
 //! takes a while, and is gone without a trace when the work ends, however it ends.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -25,7 +26,7 @@ pub(super) struct Watch<'s> {
     signals: &'s Signals,
     /// What is being done, in at most 8 characters.
     doing: &'static str,
-    total: u64,
+    total: AtomicU64,
     shown: Option<Shown>,
 }
 
@@ -39,11 +40,18 @@ struct Shown {
 impl<'s> Watch<'s> {
     /// Starts the clock. `total` is the bytes of weights that will be written.
     pub(super) fn start(signals: &'s Signals, doing: &'static str, total: u64, show: bool) -> Self {
-        Watch { signals, doing, total, shown: show.then(|| Shown::new(total)) }
+        Watch { signals, doing, total: AtomicU64::new(total), shown: show.then(|| Shown::new(total)) }
     }
 }
 
 impl Progress for Watch<'_> {
+    fn expect(&self, bytes: u64) {
+        self.total.store(bytes, Ordering::Relaxed);
+        if let Some(Shown { bar, .. }) = &self.shown {
+            bar.set_length(bytes);
+        }
+    }
+
     fn advance(&self, bytes: u64) {
         if let Some(Shown { bar, .. }) = &self.shown {
             let before = bar.position();
@@ -52,7 +60,7 @@ impl Progress for Watch<'_> {
                 // The time for checking the inputs is no time of writing.
                 bar.reset_eta();
                 bar.set_message(self.doing);
-            } else if before + bytes >= self.total {
+            } else if before + bytes >= self.total.load(Ordering::Relaxed) {
                 bar.set_message("syncing");
             }
         }

@@ -1,14 +1,15 @@
 //! Carries out a job: opens the files, calls the library, hands back what it found. Nothing is printed here but progress.
 
 use super::finish::{Finished, Fit, Found, Inspected, Verified};
-use super::job::{ConvertJob, InspectJob, Job, MergeJob, ValidateJob, VerifyJob};
+use super::job::{ConvertJob, InspectJob, Job, MergeJob, RecoverJob, ValidateJob, VerifyJob};
 use super::progress::Watch;
 use super::signals::Signals;
 use super::sniff::{self, Kind};
-use crate::report::{ConvertReport, InspectReport, MergeReport, Note, ValidateReport, VerifyReport};
+use crate::report::{ConvertReport, InspectReport, MergeReport, Note, RecoverReport, ValidateReport, VerifyReport};
 use crate::{
-    Adapter, Binding, ConvertOptions, Error, Plan, Result, TensorSource, Weighted, convert, dry_run, inspect_adapter,
-    inspect_checkpoint, merge, open_adapter_with, open_checkpoint_with, rules, validate_adapter, validate_checkpoint, verify,
+    Adapter, Binding, ConvertOptions, Error, Plan, Result, TensorSource, Weighted, convert, dry_run, dry_run_in_place,
+    inspect_adapter, inspect_checkpoint, merge, merge_in_place, open_adapter_with, open_checkpoint_with, recover, rules,
+    validate_adapter, validate_checkpoint, verify,
 };
 
 /// Carries out `job`.
@@ -18,6 +19,7 @@ pub(super) fn run(job: &Job, signals: &Signals, show_progress: bool) -> Finished
         Job::Validate(job) => run_validate(job).map(Found::Validate),
         Job::Verify(job) => return run_verify(job, signals, show_progress),
         Job::Merge(job) => run_merge(job, signals, show_progress).map(Found::Merge),
+        Job::Recover(job) => run_recover(job, signals, show_progress).map(Found::Recover),
         Job::Convert(job) => run_convert(job, signals, show_progress).map(Found::Convert),
     };
     found.map_or_else(Finished::failed, Finished::found)
@@ -102,11 +104,21 @@ fn run_merge(job: &MergeJob, signals: &Signals, show_progress: bool) -> Result<M
     let weighted: Vec<Weighted<'_>> =
         adapters.iter().zip(weights).map(|(adapter, weight)| Weighted { adapter, weight }).collect();
     if job.dry_run {
-        return dry_run(&base, &weighted, &job.output, &job.options);
+        return match &job.output {
+            Some(output) => dry_run(&base, &weighted, output, &job.options),
+            None => dry_run_in_place(&base, &weighted, &job.options),
+        };
     }
     let total = base.names().filter_map(|name| base.info(name)).map(|info| info.bytes()).fold(0, u64::saturating_add);
     let watch = Watch::start(signals, "merging", total, show_progress);
-    merge(&base, &weighted, &job.output, &job.options, &watch)
+    match &job.output {
+        Some(output) => merge(&base, &weighted, output, &job.options, &watch),
+        None => merge_in_place(&base, &weighted, &job.options, &watch),
+    }
+}
+
+fn run_recover(job: &RecoverJob, signals: &Signals, show_progress: bool) -> Result<RecoverReport> {
+    recover(&job.path, &job.options, &Watch::start(signals, "merging", 0, show_progress))
 }
 
 /// A "no" has its reasons: the report is shown with it.

@@ -2,6 +2,7 @@
 //! the bytes of a plan become the slices of a kernel.
 
 use std::ops::Range;
+use std::path::Path;
 
 use super::load::{coordinates, float_of, left, nonfinite, right};
 use super::run::ExecOptions;
@@ -9,7 +10,36 @@ use crate::error::{Error, Result};
 use crate::kernel::{Float, Isa, Part, Sums, Tile, Value, update_tile};
 use crate::plan::{Change, Contribution, Origin, Panel, Plan};
 use crate::rules;
-use crate::tensor::Dtype;
+use crate::tensor::{Dtype, TensorInfo};
+
+/// What blocks are computed from.
+pub(crate) trait Ground: Sync {
+    /// The checkpoint's name in messages.
+    fn path(&self) -> &Path;
+
+    /// Base values that are not finite are left as they are.
+    fn keep_nonfinite(&self) -> bool;
+
+    /// Fills `buf` with the bytes of the base from `offset` of its file number `shard` on.
+    ///
+    /// # Errors
+    /// `E-001`, `E-004`.
+    fn read(&self, shard: usize, offset: u64, buf: &mut [u8]) -> Result<()>;
+}
+
+impl Ground for Plan<'_> {
+    fn path(&self) -> &Path {
+        self.base.path()
+    }
+
+    fn keep_nonfinite(&self) -> bool {
+        self.keep_nonfinite
+    }
+
+    fn read(&self, shard: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.base.shards()[shard].file.read_bytes(offset, buf)
+    }
+}
 
 /// Buffers of one thread, reused from block to block.
 #[derive(Default)]
@@ -18,6 +48,8 @@ pub(super) struct Scratch {
     pub(super) base: Vec<u8>,
     /// The result.
     pub(super) out: Vec<u8>,
+    /// Several results that lie next to each other.
+    pub(super) window: Vec<u8>,
     wide: Vec<f64>,
     raw: Vec<u8>,
     lefts: Vec<Vec<f64>>,
@@ -46,7 +78,7 @@ pub(super) fn rows_cols(change: &Change<'_>) -> (u64, u64) {
 }
 
 /// The whole result of one change, in memory, for programs that want a single tensor.
-pub(crate) fn compute(plan: &Plan<'_>, change: &Change<'_>, options: &ExecOptions) -> Result<(Vec<u8>, Sums)> {
+pub(crate) fn compute(ground: &dyn Ground, change: &Change<'_>, options: &ExecOptions) -> Result<(Vec<u8>, Sums)> {
     let (rows, cols) = rows_cols(change);
     let isa = if options.portable { Isa::Portable } else { Isa::best() };
     let mut scratch = Scratch::default();
@@ -56,7 +88,7 @@ pub(crate) fn compute(plan: &Plan<'_>, change: &Change<'_>, options: &ExecOption
     let mut row = 0;
     while row < rows {
         let end = rows.min(row + high);
-        sums.add(&compute_block(plan, isa, change, row..end, 0..cols, &mut scratch)?);
+        sums.add(&compute_block(ground, isa, change, row..end, 0..cols, &mut scratch)?);
         bytes.extend_from_slice(&scratch.out);
         row = end;
     }
@@ -68,7 +100,26 @@ pub(crate) fn compute(plan: &Plan<'_>, change: &Change<'_>, options: &ExecOption
 /// # Errors
 /// `A-008`, `A-030`, `A-031`, `E-001`, `E-004`.
 pub(super) fn compute_block(
-    plan: &Plan<'_>,
+    ground: &dyn Ground,
+    isa: Isa,
+    change: &Change<'_>,
+    rows: Range<u64>,
+    cols: Range<u64>,
+    scratch: &mut Scratch,
+) -> Result<Sums> {
+    let sums = compute_values(ground, isa, change, rows.clone(), cols.clone(), scratch)?;
+    if sums.nonfinite > 0 {
+        return Err(first_nonfinite(ground, change, rows, cols, scratch));
+    }
+    Ok(sums)
+}
+
+/// [`compute_block`], whatever the results are.
+///
+/// # Errors
+/// `A-008`, `E-001`, `E-004`.
+pub(super) fn compute_values(
+    ground: &dyn Ground,
     isa: Isa,
     change: &Change<'_>,
     rows: Range<u64>,
@@ -78,8 +129,8 @@ pub(super) fn compute_block(
     let (_, total) = rows_cols(change);
     let count = ((rows.end - rows.start) * (cols.end - cols.start)) as usize;
     let to = float_of(change.info.dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
-    let stored = read_origin(plan, change, &rows, &cols, total, scratch)?;
-    let from = if stored == to { to } else { Float::F64 };
+    let stored = read_origin(ground, change, &rows, &cols, total, scratch)?;
+    let from = format_between(stored, to);
     if from != stored {
         scratch.wide.clear();
         scratch.wide.resize(count, 0.0);
@@ -89,21 +140,22 @@ pub(super) fn compute_block(
     }
     scratch.out.resize(count * to.size(), 0);
     // Taken out, so that the rest of the scratch can be borrowed beside them, and put back for the next block.
-    let sums = if is_single(change) {
+    if is_single(change) {
         let mut rights = std::mem::take(&mut scratch.single);
-        let sums = apply(plan, isa, change, (from, to), &rows, &cols, scratch, &mut rights);
+        let sums = apply(ground, isa, change, (from, to), &rows, &cols, scratch, &mut rights);
         scratch.single = rights;
-        sums?
+        sums
     } else {
         let mut rights = std::mem::take(&mut scratch.double);
-        let sums = apply(plan, isa, change, (from, to), &rows, &cols, scratch, &mut rights);
+        let sums = apply(ground, isa, change, (from, to), &rows, &cols, scratch, &mut rights);
         scratch.double = rights;
-        sums?
-    };
-    if sums.nonfinite > 0 {
-        return Err(first_nonfinite(plan, change, from, to, rows, cols, total, scratch));
+        sums
     }
-    Ok(sums)
+}
+
+/// The format in which a kernel takes values that are stored as `stored` and become `to`.
+fn format_between(stored: Float, to: Float) -> Float {
+    if stored == to { to } else { Float::F64 }
 }
 
 /// Is f32 enough for all factors?
@@ -118,7 +170,7 @@ fn is_single(change: &Change<'_>) -> bool {
 /// Loads the panels and computes.
 #[expect(clippy::too_many_arguments, reason = "the second half of compute_block, once per width of the panels")]
 fn apply<V: Value>(
-    plan: &Plan<'_>,
+    ground: &dyn Ground,
     isa: Isa,
     change: &Change<'_>,
     (from, to): (Float, Float),
@@ -149,7 +201,7 @@ fn apply<V: Value>(
         base: &scratch.base,
         out: &mut scratch.out,
         cols: (cols.end - cols.start) as usize,
-        keep_nonfinite: plan.keep_nonfinite && matches!(change.origin, Origin::Base { .. }),
+        keep_nonfinite: ground.keep_nonfinite() && matches!(change.origin, Origin::Base { .. }),
     };
     Ok(update_tile(isa, &mut tile, &parts))
 }
@@ -158,24 +210,28 @@ fn part_of<'s, V>(contribution: &Contribution<'_>, left: &'s [f64], right: &'s [
     Part { left, right, rank: contribution.rank as usize, scale: contribution.scale }
 }
 
+/// What the change starts from.
+fn origin_info<'c>(change: &'c Change<'_>) -> &'c TensorInfo {
+    match &change.origin {
+        Origin::Base { info, .. } => info,
+        Origin::Adapter(factor) => factor.info(),
+    }
+}
+
 /// Reads a block of the values that the change starts from into `scratch.base`, as stored.
 fn read_origin(
-    plan: &Plan<'_>,
+    ground: &dyn Ground,
     change: &Change<'_>,
     rows: &Range<u64>,
     cols: &Range<u64>,
     total: u64,
     scratch: &mut Scratch,
 ) -> Result<Float> {
-    let info = match &change.origin {
-        Origin::Base { info, .. } => info,
-        Origin::Adapter(factor) => factor.info(),
-    };
-    let float = float_of(info.dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
+    let float = float_of(origin_info(change).dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
     let size = float.size() as u64;
     let width = cols.end - cols.start;
     let read = |element: u64, buf: &mut [u8]| match &change.origin {
-        Origin::Base { shard, begin, .. } => plan.base.shards()[*shard].file.read_bytes(begin + element * size, buf),
+        Origin::Base { shard, begin, .. } => ground.read(*shard, begin + element * size, buf),
         Origin::Adapter(factor) => factor.read(element * size, buf),
     };
     scratch.base.resize(((rows.end - rows.start) * width * size) as usize, 0);
@@ -190,17 +246,11 @@ fn read_origin(
 }
 
 /// Finds the first value of a block that is not finite and says whose fault it is.
-#[expect(clippy::too_many_arguments, reason = "the cold path of compute_block, with its whole state")]
-fn first_nonfinite(
-    plan: &Plan<'_>,
-    change: &Change<'_>,
-    from: Float,
-    to: Float,
-    rows: Range<u64>,
-    cols: Range<u64>,
-    total: u64,
-    scratch: &Scratch,
-) -> Error {
+fn first_nonfinite(ground: &dyn Ground, change: &Change<'_>, rows: Range<u64>, cols: Range<u64>, scratch: &Scratch) -> Error {
+    let (_, total) = rows_cols(change);
+    let plain = |dtype| float_of(dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
+    let to = plain(change.info.dtype);
+    let from = format_between(plain(origin_info(change).dtype), to);
     let width = (cols.end - cols.start) as usize;
     let (mut base, mut out) = (vec![0.0f64; scratch.out.len() / to.size()], vec![0.0f64; scratch.out.len() / to.size()]);
     from.widen(&scratch.base, &mut base);
@@ -209,7 +259,7 @@ fn first_nonfinite(
         .iter()
         .zip(&base)
         .position(|(m, w)| {
-            !m.is_finite() && (w.is_finite() || !plan.keep_nonfinite || matches!(change.origin, Origin::Adapter(_)))
+            !m.is_finite() && (w.is_finite() || !ground.keep_nonfinite() || matches!(change.origin, Origin::Adapter(_)))
         })
         .unwrap_or(0);
     let element = (rows.start + (at / width.max(1)) as u64) * total + cols.start + (at % width.max(1)) as u64;
@@ -219,7 +269,7 @@ fn first_nonfinite(
         let message =
             format!("the merged value of {:?} at {coordinates} overflows {dtype} (base value {:e})", change.name, base[at]);
         return Error::new(rules::RESULT_FINITE, message)
-            .file(plan.base.path())
+            .file(ground.path())
             .tensor(&change.name)
             .help("merge into a base of a wider dtype");
     }
@@ -228,7 +278,7 @@ fn first_nonfinite(
         Origin::Base { .. } => {
             let message = format!("the base holds {} in {:?} at {coordinates}", base[at], change.name);
             Error::new(rules::BASE_FINITE, message)
-                .file(plan.base.path())
+                .file(ground.path())
                 .tensor(&change.name)
                 .help("the base is damaged; to leave such values as they are, pass --allow-nonfinite-base")
         }

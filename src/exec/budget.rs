@@ -16,8 +16,9 @@ pub(super) fn threads(options: &ExecOptions, tasks: usize) -> usize {
     options.threads.or(std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get).min(tasks).clamp(1, MOST_THREADS)
 }
 
-/// Bytes that the buffers of all threads take at most: tile, result, its widened form, and the panels of the largest change.
-pub(crate) fn memory(plan: &Plan<'_>, options: &ExecOptions) -> u64 {
+/// Bytes that the buffers of all threads take at most: tile, result, its widened form, the panels of the largest change, and `held`
+/// bytes more in each thread.
+pub(crate) fn memory(plan: &Plan<'_>, options: &ExecOptions, held: u64) -> u64 {
     let threads = threads(options, usize::MAX) as u64;
     let tile = options.tile_bytes.max(64) as u64;
     let of = |change: &Change<'_>| {
@@ -27,7 +28,7 @@ pub(crate) fn memory(plan: &Plan<'_>, options: &ExecOptions) -> u64 {
         let size = change.info.bytes().checked_div(change.info.shape.elements()).unwrap_or(1);
         rows * cols * (2 * size + 8) + panels
     };
-    threads * plan.changes().map(of).max().unwrap_or(0).max(tile)
+    threads * (plan.changes().map(of).max().unwrap_or(0).max(tile) + held)
 }
 
 /// Tiles are not made smaller than this to save memory: the factors' panels then take more than they do.
@@ -37,11 +38,11 @@ const SMALLEST_TILE: usize = 1 << 14;
 ///
 /// # Errors
 /// `E-008` if one thread with small tiles takes more.
-pub(crate) fn fitted(plan: &Plan<'_>, options: &ExecOptions) -> Result<ExecOptions> {
+pub(crate) fn fitted(plan: &Plan<'_>, options: &ExecOptions, held: u64) -> Result<ExecOptions> {
     let mut fitted = options.clone();
     let Some(limit) = options.memory else { return Ok(fitted) };
     loop {
-        let needed = memory(plan, &fitted);
+        let needed = memory(plan, &fitted, held);
         let threads = threads(&fitted, usize::MAX);
         if needed <= limit {
             return Ok(fitted);

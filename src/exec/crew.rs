@@ -1,11 +1,12 @@
-//! The threads that carry out the tasks of a plan. Every output byte is computed by one task from its own inputs, so the bytes depend
-//! neither on the number of threads nor on which of them did what.
+//! Carries out the tasks of a plan. Every output byte is computed by one task from its own inputs, so the bytes depend neither on the
+//! number of threads nor on which of them did what.
 
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::block::{Scratch, compute_block, rows_cols};
+use super::pool::each;
 use super::run::{Progress, interrupted};
 use super::tasks::{Task, Work};
 use crate::error::Result;
@@ -24,102 +25,52 @@ pub(super) struct Output<'p, 'a> {
 /// Bytes that may wait for the disk before it is asked to start on them.
 const FLUSH: u64 = 128 << 20;
 
-/// The threads that carry out the tasks, in order, so that files are finished one after the other.
+/// What the threads share.
 pub(super) struct Crew<'c, 'p, 'a> {
-    plan: &'p Plan<'a>,
-    isa: Isa,
-    outputs: &'c [Output<'p, 'a>],
-    tasks: &'c [Task<'p, 'a>],
-    progress: &'c dyn Progress,
-    next: AtomicUsize,
-    /// The first task that failed; later ones are not begun.
-    failed: AtomicUsize,
-    written: AtomicU64,
-    /// Threads that still take tasks.
-    at_work: AtomicUsize,
+    pub(super) plan: &'p Plan<'a>,
+    pub(super) isa: Isa,
+    pub(super) outputs: &'c [Output<'p, 'a>],
+    pub(super) tasks: &'c [Task<'p, 'a>],
+    pub(super) progress: &'c dyn Progress,
 }
 
-/// Results of tasks with the tasks' places, in no order.
-type Results = Vec<(usize, Result<Sums>)>;
-
-impl<'c, 'p, 'a> Crew<'c, 'p, 'a> {
-    /// A crew that has not begun.
-    pub(super) fn new(
-        plan: &'p Plan<'a>,
-        isa: Isa,
-        outputs: &'c [Output<'p, 'a>],
-        tasks: &'c [Task<'p, 'a>],
-        progress: &'c dyn Progress,
-    ) -> Self {
-        let (next, failed) = (AtomicUsize::new(0), AtomicUsize::new(usize::MAX));
-        Crew { plan, isa, outputs, tasks, progress, next, failed, written: AtomicU64::new(0), at_work: AtomicUsize::new(1) }
-    }
-
-    /// Does all tasks on `threads` threads, this one included. Where threads cannot be had, fewer do: the bytes are the same.
+impl Crew<'_, '_, '_> {
+    /// Does all tasks, in order, so that files are finished one after the other; gives what each found.
     ///
     /// # Errors
-    /// `E-002` if what was written cannot be forced to disk.
-    pub(super) fn run(&self, threads: usize, durability: Durability) -> Result<Results> {
+    /// The first by the order of the tasks; `E-002` if what was written cannot be forced to disk.
+    pub(super) fn run(&self, threads: usize, durability: Durability) -> Result<Vec<Sums>> {
+        let (written, done) = (AtomicU64::new(0), AtomicBool::new(false));
         std::thread::scope(|scope| {
             let flusher = (durability == Durability::Synced && self.plan.bytes() > FLUSH)
-                .then(|| std::thread::Builder::new().spawn_scoped(scope, || self.flush()).ok())
+                .then(|| std::thread::Builder::new().spawn_scoped(scope, || self.flush(&written, &done)).ok())
                 .flatten();
-            let mut others = Vec::new();
-            for _ in 1..threads {
-                self.at_work.fetch_add(1, Ordering::SeqCst);
-                match std::thread::Builder::new().spawn_scoped(scope, || self.work()) {
-                    Ok(handle) => others.push(handle),
-                    Err(_) => {
-                        self.at_work.fetch_sub(1, Ordering::SeqCst);
-                        break;
-                    }
+            let end = End(&done);
+            let results = each(threads, self.tasks.len(), |index, scratch| {
+                if self.progress.cancelled() {
+                    return Err(interrupted());
                 }
-            }
-            let mut results = self.work();
-            for handle in others {
-                results.extend(handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
-            }
+                let task = &self.tasks[index];
+                let (sums, bytes) = self.outputs[task.file].carry_out(self.plan, self.isa, &task.work, scratch)?;
+                written.fetch_add(bytes, Ordering::Relaxed);
+                self.progress.advance(bytes);
+                Ok(sums)
+            });
+            drop(end);
             if let Some(flusher) = flusher {
                 flusher.thread().unpark();
                 flusher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             }
-            Ok(results)
+            results
         })
-    }
-
-    fn work(&self) -> Results {
-        let _leave = Leave(&self.at_work);
-        let (mut scratch, mut results) = (Scratch::default(), Vec::new());
-        loop {
-            let index = self.next.fetch_add(1, Ordering::Relaxed);
-            let Some(task) = self.tasks.get(index).filter(|_| index < self.failed.load(Ordering::Relaxed)) else {
-                return results;
-            };
-            let done = if self.progress.cancelled() {
-                Err(interrupted())
-            } else {
-                self.outputs[task.file].carry_out(self.plan, self.isa, &task.work, &mut scratch)
-            };
-            match done {
-                Ok((sums, bytes)) => {
-                    self.written.fetch_add(bytes, Ordering::Relaxed);
-                    self.progress.advance(bytes);
-                    results.push((index, Ok(sums)));
-                }
-                Err(error) => {
-                    self.failed.fetch_min(index, Ordering::Relaxed);
-                    results.push((index, Err(error)));
-                }
-            }
-        }
     }
 
     /// Keeps the disk busy while the others compute, so that little is left to force to it at the end. An error here is final: the
     /// system tells it once (`fsync(2)`), and the later call would succeed.
-    fn flush(&self) -> Result<()> {
+    fn flush(&self, written: &AtomicU64, done: &AtomicBool) -> Result<()> {
         let mut flushed = 0;
-        while self.at_work.load(Ordering::SeqCst) > 0 {
-            let written = self.written.load(Ordering::Relaxed);
+        while !done.load(Ordering::SeqCst) {
+            let written = written.load(Ordering::Relaxed);
             if written < flushed + FLUSH {
                 std::thread::park_timeout(std::time::Duration::from_millis(10));
                 continue;
@@ -133,12 +84,12 @@ impl<'c, 'p, 'a> Crew<'c, 'p, 'a> {
     }
 }
 
-/// Counts a thread out, however it ends.
-struct Leave<'c>(&'c AtomicUsize);
+/// Says that the work is at its end, however it ends.
+struct End<'c>(&'c AtomicBool);
 
-impl Drop for Leave<'_> {
+impl Drop for End<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.0.store(true, Ordering::SeqCst);
     }
 }
 

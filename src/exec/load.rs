@@ -28,12 +28,22 @@ pub(crate) fn read_factors(target: &Target, rows: Range<u64>) -> Result<(Vec<f64
 /// # Errors
 /// `A-008`, `E-001`, `E-004`.
 pub(crate) fn check_finite(factor: &Factor) -> Result<()> {
+    each_value(factor, |_| {})
+}
+
+/// Gives `step` all values of a tensor, piece by piece.
+///
+/// # Errors
+/// `A-008` if one is not finite, `E-001`, `E-004`.
+pub(super) fn each_value(factor: &Factor, mut step: impl FnMut(&[f64])) -> Result<()> {
     let float = float_of(factor.info().dtype).unwrap_or_else(|| unreachable!("adapters hold plain floats only"));
     let mut out = Vec::<f64>::new();
     pieces(factor.info().bytes(), |offset, raw| {
         factor.read(offset, raw)?;
         out.resize(raw.len() / float.size(), 0.0);
-        widen(factor, float, offset / float.size() as u64, raw, &mut out)
+        widen(factor, float, offset / float.size() as u64, raw, &mut out)?;
+        step(&out);
+        Ok(())
     })
 }
 

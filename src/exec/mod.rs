@@ -5,18 +5,27 @@ mod block;
 mod budget;
 mod compare;
 mod crew;
+mod journal;
 mod load;
 mod measure;
+mod pool;
+mod prove;
+mod roll;
 mod run;
 mod spread;
 mod tasks;
+mod window;
 
 pub(crate) use block::compute;
 pub(crate) use budget::{fitted, memory};
 pub(crate) use compare::{Alternative, Comparison, Lay, on_threads};
+pub(crate) use journal::{Draft, FileRecord, Journal, sha256};
 pub(crate) use load::{check_finite, count_nonfinite, float_of, read_factors};
 pub(crate) use measure::Figures;
 #[cfg(test)]
 pub(crate) use measure::Miss;
+pub(crate) use prove::prove;
+pub(crate) use roll::{Rolled, Site, Start, roll_forward};
 pub use run::{ExecOptions, Progress};
 pub(crate) use run::{Outcome, interrupted, run};
+pub(crate) use window::WINDOW;

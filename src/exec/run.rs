@@ -35,6 +35,11 @@ impl Default for ExecOptions {
 
 /// Watches a run, and may stop it. Called from all threads.
 pub trait Progress: Sync {
+    /// So many bytes will be written in all; told once, before the first of them.
+    fn expect(&self, bytes: u64) {
+        let _ = bytes;
+    }
+
     /// So many more bytes of output are written.
     fn advance(&self, bytes: u64) {
         let _ = bytes;
@@ -74,14 +79,12 @@ pub(crate) fn run(
     }
     let tasks = split(plan, options.tile_bytes.max(64));
     let isa = if options.portable { Isa::Portable } else { Isa::best() };
-    let crew = Crew::new(plan, isa, &outputs, &tasks, progress);
-    let mut results = crew.run(threads(options, tasks.len()), durability)?;
-    results.sort_by_key(|(index, _)| *index);
+    let crew = Crew { plan, isa, outputs: &outputs, tasks: &tasks, progress };
+    let found = crew.run(threads(options, tasks.len()), durability)?;
     let mut sums = vec![Sums::default(); plan.changes().count()];
-    for (index, result) in results {
-        let found = result?;
-        if let Work::Tile(_, place, ..) = tasks[index].work {
-            sums[place].add(&found);
+    for (task, found) in tasks.iter().zip(&found) {
+        if let Work::Tile(_, place, ..) = task.work {
+            sums[place].add(found);
         }
     }
     Ok(Outcome { sums })

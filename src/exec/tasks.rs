@@ -43,26 +43,41 @@ pub(super) fn split<'p, 'a>(plan: &'p Plan<'a>, tile_bytes: usize) -> Vec<Task<'
     tasks
 }
 
-/// Splits a change into blocks. A right panel may take four tiles' worth of memory, a left one a single one: columns are split
-/// only when a row, or its panel, is longer than that.
+/// Splits a change into blocks.
 pub(super) fn tiles(change: &Change<'_>, tile_bytes: u64) -> Vec<(Range<u64>, Range<u64>)> {
     let (rows, cols) = rows_cols(change);
+    tiles_within(change, tile_bytes, 0..rows, 0..cols)
+}
+
+/// Splits a part of a change into blocks. A right panel may take four tiles' worth of memory, a left one a single one: columns are split
+/// only when a row, or its panel, is longer than that.
+pub(super) fn tiles_within(
+    change: &Change<'_>,
+    tile_bytes: u64,
+    rows: Range<u64>,
+    cols: Range<u64>,
+) -> Vec<(Range<u64>, Range<u64>)> {
     let rank: u64 = change.contributions.iter().map(|c| c.rank).sum();
-    let size = change.info.bytes().checked_div(change.info.shape.elements()).unwrap_or(1).max(1);
+    let size = size_of_value(change);
     let per_value = 8 * rank.max(1);
-    let wide = (4 * tile_bytes / per_value).min((4 * tile_bytes / size).max(1)).clamp(1, cols.max(1));
-    let high = (tile_bytes / (wide * size)).min(tile_bytes / per_value).clamp(1, rows.max(1));
+    let wide = (4 * tile_bytes / per_value).min((4 * tile_bytes / size).max(1)).clamp(1, (cols.end - cols.start).max(1));
+    let high = (tile_bytes / (wide * size)).min(tile_bytes / per_value).clamp(1, (rows.end - rows.start).max(1));
     let mut blocks = Vec::new();
-    let mut row = 0;
-    while row < rows {
-        let row_end = rows.min(row + high);
-        let mut col = 0;
-        while col < cols {
-            let col_end = cols.min(col + wide);
+    let mut row = rows.start;
+    while row < rows.end {
+        let row_end = rows.end.min(row + high);
+        let mut col = cols.start;
+        while col < cols.end {
+            let col_end = cols.end.min(col + wide);
             blocks.push((row..row_end, col..col_end));
             col = col_end;
         }
         row = row_end;
     }
     blocks
+}
+
+/// Bytes of one value of the result.
+pub(super) fn size_of_value(change: &Change<'_>) -> u64 {
+    change.info.bytes().checked_div(change.info.shape.elements()).unwrap_or(1).max(1)
 }

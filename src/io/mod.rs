@@ -3,12 +3,14 @@
 
 mod digest;
 pub(crate) mod disk;
+mod exclusive;
 mod map;
 mod publish;
 mod source;
 
 pub(crate) use digest::{ContentRoot, structure_digest, tensor_digest};
+pub(crate) use exclusive::{Exclusive, journal_of, pending, refuse_pending};
 pub use publish::{Durability, Overwrite};
-pub(crate) use publish::{OutputKind, Staging, check_output, free_space, write_error};
+pub(crate) use publish::{OutputKind, Staging, check_output, free_space, parent_of, write_error};
 pub use source::ReadMode;
 pub(crate) use source::{ByteSource, open, read_error, read_small};

@@ -128,7 +128,8 @@ fn check_replaceable(target: &Path) -> Result<()> {
         .help("give another name, or remove the folder yourself"))
 }
 
-fn parent_of(path: &Path) -> &Path {
+/// The folder that something lies in.
+pub(crate) fn parent_of(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

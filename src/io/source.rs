@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use super::disk;
@@ -98,6 +98,11 @@ impl ByteSource {
     /// Length when the file was opened.
     pub(crate) fn len(&self) -> u64 {
         self.len
+    }
+
+    /// Device and inode of the open file.
+    pub(crate) fn identity(&self) -> Option<(u64, u64)> {
+        self.file.metadata().ok().map(|m| (m.dev(), m.ino()))
     }
 
     /// Fills `buf` from byte `offset` on. Loops over short reads and interruptions.

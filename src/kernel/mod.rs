@@ -13,6 +13,7 @@
 mod dispatch;
 mod float;
 mod gram;
+mod magnitude;
 mod single;
 mod tile;
 mod vector;
@@ -20,4 +21,5 @@ mod vector;
 pub(crate) use dispatch::{Isa, update_tile};
 pub(crate) use float::{Float, Value};
 pub(crate) use gram::product_norm;
+pub(crate) use magnitude::{largest, limit};
 pub(crate) use tile::{Part, Sums, Tile};

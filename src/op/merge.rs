@@ -61,7 +61,7 @@ pub fn merge(
     progress: &dyn Progress,
 ) -> Result<MergeReport> {
     let (plan, mut report) = prepare(base, adapters, output, options)?;
-    let exec = exec::fitted(&plan, &options.exec)?;
+    let exec = exec::fitted(&plan, &options.exec, 0)?;
     let kind = output_kind(base);
     let staging = Staging::new(output, kind, options.overwrite)?;
     let outcome =
@@ -101,6 +101,27 @@ fn prepare<'a>(
     output: &Path,
     options: &MergeOptions,
 ) -> Result<(Plan<'a>, MergeReport)> {
+    let mut inputs: Vec<PathBuf> = vec![base.path().to_owned()];
+    inputs.extend(adapters.iter().map(|w| PathBuf::from(w.adapter.label())));
+    let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
+    check_output(output, output_kind(base), &inputs, options.overwrite)?;
+    let (plan, mut report) = understand(base, adapters, output, options)?;
+    let needed = plan.bytes();
+    if let Some(free) = free_space(output).filter(|&free| free < needed) {
+        let message = format!("the output needs {} but {} are free", plural(needed, "byte"), count(free));
+        return Err(Error::new(rules::SPACE, message).file(output).help("free some space, or write elsewhere"));
+    }
+    report.memory = exec::memory(&plan, &exec::fitted(&plan, &options.exec, 0)?, 0);
+    Ok((plan, report))
+}
+
+/// What a merge will do, wherever it goes, and the report of it: all checks but those of the output.
+pub(super) fn understand<'a>(
+    base: &'a Checkpoint,
+    adapters: &[Weighted<'a>],
+    output: &Path,
+    options: &MergeOptions,
+) -> Result<(Plan<'a>, MergeReport)> {
     if adapters.is_empty() {
         return Err(Error::new(rules::ARGUMENT, "no adapter is given"));
     }
@@ -112,18 +133,9 @@ fn prepare<'a>(
             ));
         }
     }
-    let mut inputs: Vec<PathBuf> = vec![base.path().to_owned()];
-    inputs.extend(adapters.iter().map(|w| PathBuf::from(w.adapter.label())));
-    let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
-    check_output(output, output_kind(base), &inputs, options.overwrite)?;
     let plan = Plan::new(base, adapters, &options.bind, &options.limits)?;
     if !options.allow_repeat {
         check_repeats(adapters)?;
-    }
-    let needed = plan.bytes();
-    if let Some(free) = free_space(output).filter(|&free| free < needed) {
-        let message = format!("the output needs {} but {} are free", plural(needed, "byte"), count(free));
-        return Err(Error::new(rules::SPACE, message).file(output).help("free some space, or write elsewhere"));
     }
     let mut uses = Vec::new();
     let mut warnings: Vec<Diagnostic> = base.warnings().to_vec();
@@ -137,6 +149,7 @@ fn prepare<'a>(
         base: base.path().display().to_string(),
         output: output.display().to_string(),
         dry_run: false,
+        in_place: false,
         adapters: uses,
         balance: balance(&plan, adapters)?,
         tensors: Vec::new(),
@@ -144,7 +157,7 @@ fn prepare<'a>(
         files_copied: Vec::new(),
         files_left: Vec::new(),
         bytes: plan.bytes(),
-        memory: exec::memory(&plan, &exec::fitted(&plan, &options.exec)?),
+        memory: 0,
         survived: None,
         untied: plan.untied,
         warnings: warnings.iter().map(Note::from).collect(),
@@ -255,7 +268,7 @@ fn tensor_report(change: &Change<'_>, file: &str) -> TensorReport {
 }
 
 /// Adds what only the values could tell.
-fn fill_in(report: &mut MergeReport, plan: &Plan<'_>, outcome: &Outcome) {
+pub(super) fn fill_in(report: &mut MergeReport, plan: &Plan<'_>, outcome: &Outcome) {
     let (mut faint, mut whole) = (Vec::new(), Sums::default());
     for ((tensor, sums), change) in report.tensors.iter_mut().zip(&outcome.sums).zip(plan.changes()) {
         // What only takes another's place was not compared with what was there.

@@ -4,6 +4,7 @@ mod convert;
 mod delta;
 mod digests;
 mod identity;
+mod in_place;
 mod inspect;
 mod judge;
 mod merge;
@@ -14,6 +15,7 @@ mod verify;
 
 pub use convert::{ConvertOptions, ConvertTo, convert};
 pub use delta::{delta_rows, merge_tensor};
+pub use in_place::{RecoverOptions, dry_run_in_place, merge_in_place, recover};
 pub use inspect::{InspectOptions, inspect_adapter, inspect_checkpoint};
 pub use merge::{MergeOptions, dry_run, merge};
 pub use validate::{Values, validate_adapter, validate_checkpoint};

@@ -15,6 +15,8 @@ pub struct MergeReport {
     pub output: String,
     /// True if nothing was written.
     pub dry_run: bool,
+    /// True if the output is the base itself.
+    pub in_place: bool,
     /// The adapters, in the order in which they are added.
     pub adapters: Vec<AdapterUse>,
     /// The counts, which balance.

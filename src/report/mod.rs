@@ -4,6 +4,7 @@
 mod convert;
 mod inspect;
 mod merge;
+mod recover;
 pub(crate) mod text;
 mod validate;
 mod verify;
@@ -14,6 +15,7 @@ pub use inspect::{
     TargetReport, TiedReport,
 };
 pub use merge::{AdapterUse, Balance, ContributionReport, FileLeft, IgnoredReport, MergeReport, Narrowed, TensorReport};
+pub use recover::RecoverReport;
 pub use validate::{Check, ValidateReport};
 pub use verify::{DifferingTensor, StructureFinding, Ulps, Untouched, Verdict, VerifiedTensor, VerifyReport};
 

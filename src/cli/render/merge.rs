@@ -13,13 +13,16 @@ pub(super) fn text(report: &MergeReport) -> String {
     let many = plural(report.adapters.len() as u64, "adapter");
     let mut text = match report.dry_run {
         true => format!("would merge {many}; nothing was written\n"),
+        false if report.in_place => format!("merged {many} in place\n"),
         false => format!("merged {many}\n"),
     };
     line(&mut text, "base", &report.base);
     for (i, adapter) in report.adapters.iter().enumerate() {
         adapter_lines(&mut text, &format!("adapter{}", numbered(report, i)), adapter);
     }
-    line(&mut text, "output", &report.output);
+    if !report.in_place {
+        line(&mut text, "output", &report.output);
+    }
     line(&mut text, "", &figure::bytes(report.bytes));
     if !report.files_copied.is_empty() {
         line(&mut text, "copied", &names(report.files_copied.iter().map(String::clone)));

@@ -9,6 +9,7 @@ mod inspect;
 pub(super) mod json;
 mod merge;
 mod note;
+mod recover;
 mod table;
 mod validate;
 mod verify;
@@ -25,6 +26,7 @@ pub(super) fn report(found: &Found) -> String {
         Found::Validate(report) => validate::text(report),
         Found::Merge(report) => merge::text(report),
         Found::Convert(report) => convert::text(report),
+        Found::Recover(report) => recover::text(report),
         Found::Verify(verified) => verify::text(verified),
     };
     escape::lines(&text)

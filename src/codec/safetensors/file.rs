@@ -53,6 +53,11 @@ impl SafetensorsFile {
         &self.header.warnings
     }
 
+    /// Device and inode of the open file.
+    pub(crate) fn identity(&self) -> Option<(u64, u64)> {
+        self.source.identity()
+    }
+
     /// The header, for writers that keep the layout.
     pub(crate) fn header(&self) -> &Header {
         &self.header

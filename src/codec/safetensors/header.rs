@@ -92,7 +92,7 @@ fn read_text(source: &ByteSource, path: &Path, limits: &Limits) -> Result<Vec<u8
         return Err(foreign(
             fail(rules::HEADER_LIMIT, format!("the header length is {len}, the mark of an interrupted in-place merge"))
                 .class_of(Class::Busy)
-                .help("recover the file with the tool that was merging into it"),
+                .help("complete the merge with loratool recover"),
         ));
     }
     if len > limits.header_bytes {

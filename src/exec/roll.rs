@@ -1,0 +1,223 @@
+//! Carries a journal to its end, from wherever the files are: nothing done yet, or interrupted anywhere. A merge in place is this, on a
+//! journal just written; a recovery is this, on one that was found. `spec/journal.md` says why it ends in the same bytes.
+
+use std::path::{Path, PathBuf};
+
+use super::block::{Ground, Scratch, compute_block, compute_values};
+use super::budget::threads;
+use super::journal::{Journal, sha256};
+use super::pool::each;
+use super::run::{ExecOptions, Progress};
+use super::tasks::tiles_within;
+use super::window::{Window, mark};
+use crate::error::{Class, Error, Result};
+use crate::io::{Durability, Exclusive};
+use crate::kernel::{Isa, Sums};
+use crate::plan::Change;
+use crate::rules;
+
+/// What the length field of a file's header is while the file is neither what it was nor what it will be: no reader takes it.
+const POISON: [u8; 8] = [0xff; 8];
+
+/// The files of a journal, open to be changed.
+pub(crate) struct Site {
+    path: PathBuf,
+    files: Vec<Exclusive>,
+    keep_nonfinite: bool,
+}
+
+/// How far the files may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// Nothing is done, and all results are known to be finite.
+    Proven,
+    /// Whatever an interruption left.
+    Found,
+}
+
+/// What a run through a journal did.
+#[derive(Debug)]
+pub(crate) struct Rolled {
+    /// By change; of what was computed in this run.
+    pub(crate) sums: Vec<Sums>,
+    /// Bytes of changed tensors that were written in this run.
+    pub(crate) written: u64,
+}
+
+impl Site {
+    /// The files that `journal` is about, in its order; `path` is the checkpoint's name in messages.
+    ///
+    /// # Errors
+    /// `E-010` if a file is not the one that the journal is about.
+    pub(crate) fn new(journal: &Journal, path: &Path, files: Vec<Exclusive>) -> Result<Self> {
+        for (record, file) in journal.files().iter().zip(&files) {
+            let foreign = |what: String| {
+                Err(Error::new(rules::JOURNAL, what)
+                    .file(file.path())
+                    .help("the file was replaced or edited after the merge was interrupted; nothing was written to it"))
+            };
+            if file.len() != record.len {
+                return foreign(format!("the journal is about a file of {} bytes, and this has {}", record.len, file.len()));
+            }
+            let mut header = vec![0; usize::try_from(record.header_len).unwrap_or(usize::MAX).min(record.len as usize)];
+            file.read(8, &mut header[..])?;
+            if sha256(&header) != record.header {
+                return foreign("the header is not the one of the file that the journal is about".to_owned());
+            }
+        }
+        Ok(Site { path: path.to_owned(), files, keep_nonfinite: journal.keep_nonfinite() })
+    }
+
+    fn force(&self, durability: Durability) -> Result<()> {
+        match durability {
+            Durability::Synced => self.files.iter().try_for_each(Exclusive::sync),
+            Durability::Fast => Ok(()),
+        }
+    }
+}
+
+impl Ground for Site {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn keep_nonfinite(&self) -> bool {
+        self.keep_nonfinite
+    }
+
+    fn read(&self, shard: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.files[shard].read(offset, buf)
+    }
+}
+
+/// Carries `journal` to its end in the files of `site`, which are then complete and open to readers. The journal itself is left.
+///
+/// # Errors
+/// `E-001`, `E-002`; `E-006` if `progress` cancels; `E-010` if a file holds bytes that neither the old nor the new one has. The journal
+/// is then as good as before, and so is a file that is not complete: no reader takes it.
+pub(crate) fn roll_forward(
+    journal: &Journal,
+    site: &Site,
+    start: Start,
+    options: &ExecOptions,
+    durability: Durability,
+    progress: &dyn Progress,
+) -> Result<Rolled> {
+    let changes = journal.changes();
+    let isa = if options.portable { Isa::Portable } else { Isa::best() };
+    let (windows, _) = journal.windows();
+    progress.expect(windows.iter().map(|window| window.len).sum());
+    for file in &site.files {
+        file.write(0, &POISON)?;
+    }
+    site.force(durability)?;
+    let roll = Roll { journal, site, changes: &changes, start, isa, tile: options.tile_bytes as u64, durability };
+    let found = each(threads(options, windows.len()), windows.len(), |index, scratch| {
+        if progress.cancelled() {
+            return Err(Error::new(rules::INTERRUPTED, "interrupted; the merge is not complete"));
+        }
+        let done = roll.window(&windows[index], journal.old.get(index).copied(), scratch)?;
+        progress.advance(windows[index].len);
+        Ok(done)
+    })?;
+    site.force(durability)?;
+    for (file, record) in site.files.iter().zip(journal.files()) {
+        file.write(0, &record.header_len.to_le_bytes())?;
+    }
+    site.force(durability)?;
+    let mut rolled = Rolled { sums: vec![Sums::default(); changes.len()], written: 0 };
+    for (window, sums) in windows.iter().zip(found) {
+        if let Some(sums) = sums {
+            rolled.sums[window.change].add(&sums);
+            rolled.written += window.len;
+        }
+    }
+    Ok(rolled)
+}
+
+struct Roll<'r> {
+    journal: &'r Journal,
+    site: &'r Site,
+    changes: &'r [(usize, Change<'r>)],
+    start: Start,
+    isa: Isa,
+    tile: u64,
+    durability: Durability,
+}
+
+impl Roll<'_> {
+    /// Brings one window to its new bytes; `None` if it has them already.
+    fn window(&self, window: &Window, old: Option<u64>, scratch: &mut Scratch) -> Result<Option<Sums>> {
+        let file = &self.site.files[self.changes[window.change].0];
+        if self.start == Start::Proven {
+            let (sums, out) = self.compute(window, scratch, compute_block)?;
+            let marks: Vec<u64> = window.pieces().map(|piece| mark(&out[piece])).collect();
+            self.write(window, file, &marks, &out)?;
+            scratch.window = out;
+            return Ok(Some(sums));
+        }
+        let marks = self.journal.marks(window)?;
+        let mut now = vec![0; window.len as usize];
+        file.read(window.offset, &mut now)?;
+        if marks.iter().zip(window.pieces()).all(|(&known, piece)| known == mark(&now[piece])) {
+            return Ok(None);
+        }
+        // No mark at all: none of these bytes was written. What they are is still what they were, or somebody else wrote them.
+        if marks.iter().all(|&known| known == 0) && old != Some(mark(&now)) {
+            return Err(self.foreign(window, file, window.offset));
+        }
+        // Values that have been updated already are updated twice here, and overflow perhaps; their marks say that they stay.
+        let (sums, mut out) = self.compute(window, scratch, compute_values)?;
+        for (&known, piece) in marks.iter().zip(window.pieces()).filter(|(known, _)| **known != 0) {
+            if mark(&now[piece.clone()]) == known {
+                out[piece.clone()].copy_from_slice(&now[piece]);
+            } else if mark(&out[piece.clone()]) != known {
+                return Err(self.foreign(window, file, window.offset + piece.start as u64));
+            }
+        }
+        let marks: Vec<u64> = window.pieces().map(|piece| mark(&out[piece])).collect();
+        self.write(window, file, &marks, &out)?;
+        scratch.window = out;
+        Ok(Some(sums))
+    }
+
+    fn compute(&self, window: &Window, scratch: &mut Scratch, block: Compute) -> Result<(Sums, Vec<u8>)> {
+        let change = &self.changes[window.change].1;
+        let (mut sums, mut out) = (Sums::default(), std::mem::take(&mut scratch.window));
+        out.resize(window.len as usize, 0);
+        let cells = (window.rows.end - window.rows.start) * (window.cols.end - window.cols.start);
+        let size = (window.len / cells.max(1)) as usize;
+        let total = (window.cols.end - window.cols.start) as usize * size;
+        for (rows, cols) in tiles_within(change, self.tile, window.rows.clone(), window.cols.clone()) {
+            sums.add(&block(self.site, self.isa, change, rows.clone(), cols.clone(), scratch)?);
+            let width = (cols.end - cols.start) as usize * size;
+            let first = (rows.start - window.rows.start) as usize * total + (cols.start - window.cols.start) as usize * size;
+            if width == total {
+                out[first..first + scratch.out.len()].copy_from_slice(&scratch.out);
+            } else {
+                for (row, bytes) in scratch.out.chunks_exact(width.max(1)).enumerate() {
+                    out[first + row * total..first + row * total + width].copy_from_slice(bytes);
+                }
+            }
+        }
+        Ok((sums, out))
+    }
+
+    /// First the marks, then the bytes: a unit whose mark is not on disk is one that was not written.
+    fn write(&self, window: &Window, file: &Exclusive, marks: &[u64], out: &[u8]) -> Result<()> {
+        self.journal.set_marks(window, marks, self.durability)?;
+        file.write(window.offset, out)
+    }
+
+    fn foreign(&self, window: &Window, file: &Exclusive, offset: u64) -> Error {
+        let what = "the file holds bytes that are neither those from before the merge nor those of after it";
+        Error::new(rules::JOURNAL, what)
+            .class_of(Class::Integrity)
+            .file(file.path())
+            .tensor(&self.changes[window.change].1.name)
+            .offset(offset)
+            .help("another program wrote to the file after the merge was interrupted; get the checkpoint again")
+    }
+}
+
+type Compute = fn(&dyn Ground, Isa, &Change<'_>, std::ops::Range<u64>, std::ops::Range<u64>, &mut Scratch) -> Result<Sums>;

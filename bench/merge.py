@@ -15,6 +15,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -43,9 +44,11 @@ def main():
 
 
 SLOW = ("PEFT", "torch script", "mergekit")
-# Which command each is divided by: what does the same work and promises the same.
-PAIR = {"loratool": "cp, sync", "loratool --no-sync": "cp", "loratool, attention only, --no-sync": "cp",
-        "PEFT": "loratool --no-sync", "torch script": "loratool --no-sync", "mergekit": "loratool --no-sync"}
+# Which commands each is divided by: what does the same work and promises the same.
+OURS = ["loratool --no-sync", "loratool --in-place --no-sync"]
+PAIRS = {"loratool": ["cp, sync"], "loratool --in-place": ["cp, sync"], "loratool --no-sync": ["cp"],
+         "loratool --in-place --no-sync": ["cp"], "loratool, attention only, --no-sync": ["cp"],
+         "loratool --in-place, attention only, --no-sync": ["cp"], "PEFT": OURS, "torch script": OURS, "mergekit": OURS}
 
 
 def arguments():
@@ -81,13 +84,17 @@ def list_commands(args, data):
     base, adapter, out = data["base"], data["adapter"], data["out"]
     program = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "release", "loratool")
     merge = lambda adapter, *more: [program, "merge", base, "--adapter", adapter, "-o", out, "--quiet", *more]
+    in_place = lambda adapter, *more: [program, "merge", out, "--adapter", adapter, "--in-place", "--quiet", *more]
     script = lambda name: [sys.executable, os.path.join(HERE, "peers", name), base, adapter, out]
     commands = {
         "cp": ["cp", "-r", base, out],
         "loratool --no-sync": merge(adapter, "--no-sync"),
         "cp, sync": ["sh", "-c", 'cp -r "$0" "$1" && sync "$1"/* "$1"', base, out],
         "loratool": merge(adapter),
+        "loratool --in-place --no-sync": in_place(adapter, "--no-sync"),
+        "loratool --in-place": in_place(adapter),
         "loratool, attention only, --no-sync": merge(data["attention"], "--no-sync"),
+        "loratool --in-place, attention only, --no-sync": in_place(data["attention"], "--no-sync"),
     }
     if not args.no_peers:
         commands |= {"PEFT": script("peft_merge.py"), "torch script": script("torch_merge.py")}
@@ -98,27 +105,33 @@ def list_commands(args, data):
 
 
 def measure(name, command, data):
-    """One run: wall, user and system seconds, and the peak of the anonymous memory of the process itself."""
+    """One run: wall, user and system seconds, bytes written, and the peak of the anonymous memory of the process itself."""
     for made in ("out", "cache"):
         shutil.rmtree(data[made], ignore_errors=True)
+    if "--in-place" in name:
+        shutil.copytree(data["base"], data["out"])
     os.sync()
     for source in ("base", "adapter", "attention"):
         warm(data[source])
-    before = os.times()
-    start = time.perf_counter()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=os.environ | {"HF_HUB_OFFLINE": "1"})
-    peak = [0]
-    watch = threading.Thread(target=watch_memory, args=(child, peak))
-    watch.start()
-    errors = child.communicate()[1]
-    wall = time.perf_counter() - start
-    watch.join()
-    after = os.times()
-    if child.returncode != 0:
-        sys.exit(f"{name} failed: {errors.decode()}")
+    if "--in-place" in name:
+        warm(data["out"])
+    with tempfile.TemporaryFile() as errors:
+        start = time.perf_counter()
+        child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+        peak, done = [0], threading.Event()
+        watch = threading.Thread(target=watch_memory, args=(child.pid, done, peak))
+        watch.start()
+        _, status, usage = os.wait4(child.pid, 0)
+        wall = time.perf_counter() - start
+        done.set()
+        watch.join()
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode != 0:
+            errors.seek(0)
+            sys.exit(f"{name} failed: {errors.read().decode()}")
     different = None if name.startswith("cp") else check(name, data)
-    return {"wall": wall, "user": after.children_user - before.children_user,
-            "system": after.children_system - before.children_system, "anonymous_mib": peak[0] / 1024, "different": different}
+    return {"wall": wall, "user": usage.ru_utime, "system": usage.ru_stime, "anonymous_mib": peak[0] / 1024,
+            "rss_mib": usage.ru_maxrss / 1024, "written_mb": usage.ru_oublock * 512 / 1e6, "different": different}
 
 
 def warm(folder):
@@ -128,10 +141,10 @@ def warm(folder):
                 pass
 
 
-def watch_memory(child, peak):
-    while child.poll() is None:
+def watch_memory(pid, done, peak):
+    while not done.is_set():
         try:
-            with open(f"/proc/{child.pid}/status") as status:
+            with open(f"/proc/{pid}/status") as status:
                 peak[0] = max([peak[0]] + [int(line.split()[1]) for line in status if line.startswith("RssAnon")])
         except OSError:
             return
@@ -183,18 +196,18 @@ def rounded_once(values):
 
 
 def table(results):
-    lines = ["| command | s: min, median, max | against | ratio: median of the pairs (min to max; pairs) | anonymous MiB | wrong values |",
+    lines = ["| command | s: min, median, max | ratio: median of the pairs (min to max; pairs) | MB written | MiB anonymous | wrong values |",
              "|---|---|---|---|---|---|"]
     for name, runs in results.items():
-        walls, other = [run["wall"] for run in runs], PAIR.get(name)
-        ratio = ""
-        if other in results:
-            pairs = [run["wall"] / peer["wall"] for run, peer in zip(runs, results[other])]
-            ratio = f"{statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f}; {len(pairs)})"
+        walls, ratios = [run["wall"] for run in runs], []
+        for other in PAIRS.get(name, []):
+            if results.get(other) and runs:
+                pairs = [run["wall"] / peer["wall"] for run, peer in zip(runs, results[other])]
+                ratios.append(f"{statistics.median(pairs):.2f} ({min(pairs):.2f} to {max(pairs):.2f}; {len(pairs)}) × {other}")
         wrong = "" if runs[0]["different"] is None else f"{max(run['different'] for run in runs):.4%}"
-        memory = max(run["anonymous_mib"] for run in runs)
+        memory, written = max(run["anonymous_mib"] for run in runs), statistics.median(run["written_mb"] for run in runs)
         seconds = f"{min(walls):.2f}, {statistics.median(walls):.2f}, {max(walls):.2f}"
-        lines.append(f"| {name} | {seconds} | {other or ''} | {ratio} | {memory:.0f} | {wrong} |")
+        lines.append(f"| {name} | {seconds} | {'; '.join(ratios)} | {written:.0f} | {memory:.0f} | {wrong} |")
     return "\n".join(lines)
 
 
@@ -208,13 +221,17 @@ def record(args, results, text):
         commit += "-dirty"
     facts = {"date": datetime.date.today().isoformat(), "commit": commit, "size": args.size, "cpu": models[0],
              "cores": os.cpu_count(), "memory_gib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30,
-             "kernel": platform.release()}
+             "kernel": platform.release(), "file_system": file_system(args.work)}
     stem = os.path.join(HERE, "record", f"{facts['date']}-{args.size}")
     with open(stem + ".json", "w") as file:
         json.dump(facts | {"runs": results}, file, indent=1)
     with open(stem + ".md", "w") as file:
         heading = ", ".join(f"{key} {value}" for key, value in facts.items())
         file.write(f"{heading}\n\n{text}\n")
+
+
+def file_system(folder):
+    return subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True).stdout.strip()
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ pub(crate) fn prove(
         }
         let window = &windows[index];
         let (file, change) = changes[window.change];
-        let (mark, greatest) = scan(ground, file, change, window)?;
+        let (mark, greatest) = scan(ground, isa, file, change, window)?;
         let safe = float_of(change.info.dtype).is_some_and(|to| greatest + bounds[window.change] < limit(to));
         if !safe || !matches!(change.origin, Origin::Base { .. }) {
             compute(ground, isa, change, window, options.tile_bytes as u64, scratch)?;
@@ -63,13 +63,13 @@ fn norm(panel: &Panel<'_>) -> Result<f64> {
 }
 
 /// The mark of a window's bytes in the file, and the largest magnitude among them.
-fn scan(ground: &dyn Ground, file: usize, change: &Change<'_>, window: &Window) -> Result<(u64, f64)> {
+fn scan(ground: &dyn Ground, isa: Isa, file: usize, change: &Change<'_>, window: &Window) -> Result<(u64, f64)> {
     let (mut hash, mut greatest) = (Hasher::new(), 0.0f64);
     let float = float_of(change.info.dtype);
     pieces(window.len, |offset, bytes| {
         ground.read(file, window.offset + offset, bytes)?;
         hash.write(bytes);
-        greatest = greatest.max(float.map_or(f64::INFINITY, |float| largest(float, bytes)));
+        greatest = greatest.max(float.map_or(f64::INFINITY, |float| largest(isa, float, bytes)));
         Ok(())
     })?;
     Ok((hash.finish().max(1), greatest))

@@ -223,17 +223,17 @@ impl Staging {
         sync_tree(&self.path, &self.target)
     }
 
-    /// Gives what was [synced](Self::sync) its final name. Only what was there when the staging was made is replaced, and only if
-    /// that was asked for; it is removed once the new name is on disk.
+    /// Gives what was staged its final name, which [`Durability::Synced`] forces to disk too. Only what was there when the staging was
+    /// made is replaced, and only if that was asked for; it is removed last.
     ///
     /// # Errors
     /// `E-002`, or `U-002` of class busy if somebody made or replaced the target meanwhile. The target is then what it was.
-    pub(crate) fn publish(mut self) -> Result<()> {
+    pub(crate) fn publish(mut self, durability: Durability) -> Result<()> {
         let parent = parent_of(&self.target).to_owned();
         match self.replaces {
             None => rename(&self.path, &self.target, RenameFlags::NOREPLACE)?,
             Some(seen) if identity(&self.target) != Some(seen) => return Err(appeared(&self.target)),
-            Some(_) if self.kind == OutputKind::Folder => return self.exchange(&parent),
+            Some(_) if self.kind == OutputKind::Folder => return self.exchange(&parent, durability),
             Some(_) => {
                 let old = fs::metadata(&self.target).map_err(|e| write_error(&self.target, e))?;
                 fs::set_permissions(&self.path, old.permissions()).map_err(|e| write_error(&self.target, e))?;
@@ -241,12 +241,12 @@ impl Staging {
             }
         }
         self.settled = true;
-        sync_folder(&parent)
+        name_is_on_disk(&parent, durability)
     }
 
     /// Old and new folder change names in one step; where the file system cannot do that, in two, the first of which is taken back
     /// if the second fails. The old one is removed last.
-    fn exchange(&mut self, parent: &Path) -> Result<()> {
+    fn exchange(&mut self, parent: &Path, durability: Durability) -> Result<()> {
         let (here, there) = (&self.path, &self.target);
         match disk::rename(here, there, RenameFlags::EXCHANGE) {
             Ok(()) => {}
@@ -263,7 +263,7 @@ impl Staging {
         }
         // From here on the staging name holds the old folder, which stays if the new name may not be on disk.
         self.settled = true;
-        sync_folder(parent)?;
+        name_is_on_disk(parent, durability)?;
         self.settled = false;
         Ok(())
     }
@@ -304,8 +304,11 @@ fn sync_tree(path: &Path, target: &Path) -> Result<()> {
     File::open(path).and_then(|file| disk::sync(&file)).map_err(|e| write_error(target, e))
 }
 
-fn sync_folder(path: &Path) -> Result<()> {
-    disk::sync_dir(path).map_err(|e| write_error(path, e))
+fn name_is_on_disk(folder: &Path, durability: Durability) -> Result<()> {
+    match durability {
+        Durability::Synced => disk::sync_dir(folder).map_err(|e| write_error(folder, e)),
+        Durability::Fast => Ok(()),
+    }
 }
 
 /// `renameat2`, and plain `rename` on file systems that do not know its flags.

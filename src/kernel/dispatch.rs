@@ -9,6 +9,7 @@ use std::arch::aarch64::float32x4_t;
 use std::arch::x86_64::{__m256, __m512};
 
 use super::float::{BF16, F16, F32, F64, Float, Value};
+use super::magnitude;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::single;
 use super::tile::{Part, Sums, Tile, update};
@@ -123,6 +124,27 @@ pub(crate) fn update_tile<V: Value>(isa: Isa, tile: &mut Tile<'_>, parts: &[Part
         // SAFETY: the assertion above says that this machine has these parts of AVX-512, and with them AVX2 and FMA.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512 => unsafe { avx512(tile, parts) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn largest_avx2(format: Float, bytes: &[u8]) -> f64 {
+    magnitude::largest(format, bytes)
+}
+
+/// The largest |x| of the values in `bytes`, as stored little-endian; infinite if any is NaN or infinite. A last piece that is shorter
+/// than a value is not looked at.
+///
+/// # Panics
+/// If `isa` is not one of [`Isa::available`].
+pub(crate) fn largest(isa: Isa, format: Float, bytes: &[u8]) -> f64 {
+    assert!(Isa::available().contains(&isa), "{isa:?} is not available on this machine");
+    match isa {
+        // SAFETY: the assertion above says that this machine has AVX2, alone or with AVX-512.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 | Isa::Avx512 => unsafe { largest_avx2(format, bytes) },
+        _ => magnitude::largest(format, bytes),
     }
 }
 

@@ -3,26 +3,21 @@
 use super::float::Float;
 
 /// The largest |x| of the values, as stored little-endian; infinite if any is not finite (NaN has larger bits than infinity).
-///
-/// # Panics
-/// If `bytes` is not a whole number of values.
-pub(crate) fn largest(format: Float, bytes: &[u8]) -> f64 {
+#[inline(always)]
+pub(super) fn largest(format: Float, bytes: &[u8]) -> f64 {
     let mut value = [0.0f64];
+    // As signed integers, which every instruction set has a maximum of; without the sign bit all are positive.
     match format {
         Float::BF16 | Float::F16 => {
-            // As i16, which SSE2 has a maximum of; without the sign all are positive.
-            let bits = bytes.chunks_exact(2).fold(0, |max: i16, b| max.max(i16::from_le_bytes([b[0], b[1]]) & i16::MAX));
+            let bits = bytes.as_chunks::<2>().0.iter().fold(0, |max, b| (i16::from_le_bytes(*b) & i16::MAX).max(max));
             format.widen(&bits.to_le_bytes(), &mut value);
         }
         Float::F32 => {
-            let bits =
-                bytes.chunks_exact(4).fold(0, |max: i32, b| max.max(i32::from_le_bytes([b[0], b[1], b[2], b[3]]) & i32::MAX));
+            let bits = bytes.as_chunks::<4>().0.iter().fold(0, |max, b| (i32::from_le_bytes(*b) & i32::MAX).max(max));
             format.widen(&bits.to_le_bytes(), &mut value);
         }
         Float::F64 => {
-            let bits = bytes
-                .chunks_exact(8)
-                .fold(0, |max: i64, b| max.max(i64::from_le_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]) & i64::MAX));
+            let bits = bytes.as_chunks::<8>().0.iter().fold(0, |max, b| (i64::from_le_bytes(*b) & i64::MAX).max(max));
             format.widen(&bits.to_le_bytes(), &mut value);
         }
     }
@@ -42,10 +37,14 @@ pub(crate) fn limit(format: Float) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::dispatch::{self, Isa};
 
     #[test]
     fn the_largest_is_found_whatever_its_sign() {
-        for format in [Float::BF16, Float::F16, Float::F32, Float::F64] {
+        let formats = [Float::BF16, Float::F16, Float::F32, Float::F64];
+        let kernels = Isa::available().into_iter().flat_map(|isa| formats.map(|format| (isa, format)));
+        for (isa, format) in kernels {
+            let largest = |format, bytes: &[u8]| dispatch::largest(isa, format, bytes);
             let mut bytes = vec![0; 5 * format.size()];
             format.narrow(&[0.0, -0.5, 0.25, -0.0, 0.375], &mut bytes);
             assert_eq!(largest(format, &bytes), 0.5);

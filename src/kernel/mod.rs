@@ -18,8 +18,8 @@ mod single;
 mod tile;
 mod vector;
 
-pub(crate) use dispatch::{Isa, update_tile};
+pub(crate) use dispatch::{Isa, largest, update_tile};
 pub(crate) use float::{Float, Value};
 pub(crate) use gram::product_norm;
-pub(crate) use magnitude::{largest, limit};
+pub(crate) use magnitude::limit;
 pub(crate) use tile::{Part, Sums, Tile};

@@ -11,7 +11,7 @@ use crate::checkpoint::Checkpoint;
 use crate::dialect::{container, peft};
 use crate::error::{Diagnostic, Error, Result};
 use crate::exec::{self, Progress};
-use crate::io::{OutputKind, Overwrite, Staging, check_output, write_error};
+use crate::io::{Durability, OutputKind, Overwrite, Staging, check_output, write_error};
 use crate::limits::Limits;
 use crate::plan::{BindOptions, Binding, Weighted};
 use crate::report::{ConvertReport, Note};
@@ -104,7 +104,7 @@ pub fn convert(adapter: &Adapter, output: &Path, options: &ConvertOptions<'_>, p
     }
     go_on()?;
     staging.sync()?;
-    staging.publish()?;
+    staging.publish(Durability::Synced)?;
     Ok(ConvertReport {
         input: adapter.label().to_owned(),
         from: adapter.dialect(),

@@ -174,7 +174,7 @@ fn write_journal(draft: &Draft<'_, '_>, path: &Path, durability: Durability, pro
     if progress.cancelled() {
         return Err(exec::interrupted());
     }
-    staging.publish()
+    staging.publish(durability)
 }
 
 /// From a journal to complete files, and no journal.

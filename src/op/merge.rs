@@ -76,7 +76,7 @@ pub fn merge(
     if progress.cancelled() {
         return Err(exec::interrupted());
     }
-    staging.publish()?;
+    staging.publish(options.durability)?;
     fill_in(&mut report, &plan, &outcome);
     Ok(report)
 }

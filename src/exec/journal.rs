@@ -14,7 +14,7 @@ use super::load::float_of;
 use super::window::{UNIT, WINDOW, Window, windows};
 use crate::adapter::Factor;
 use crate::codec::safetensors::{Layout, SafetensorsFile, Strictness};
-use crate::error::{Error, Result};
+use crate::error::{Class, Error, Result};
 use crate::io::{Durability, ReadMode, disk, tensor_digest, write_error};
 use crate::limits::Limits;
 use crate::plan::{Change, Contribution, Origin, Panel};
@@ -213,8 +213,10 @@ impl Journal {
                 "a journal is not changed by hand; if there is no other copy of it, get the checkpoint again and remove the journal",
             )
         };
-        let opened = SafetensorsFile::open(path, ReadMode::Read, Strictness::Strict, limits)
-            .map_err(|e| broken(format!("the journal is damaged: {}", e.diagnostics().first().map_or("", |d| d.message()))))?;
+        let opened = SafetensorsFile::open(path, ReadMode::Read, Strictness::Strict, limits).map_err(|e| match e.class() {
+            Class::Io => e,
+            _ => broken(format!("the journal is damaged: {}", e.diagnostics().first().map_or("", |d| d.message()))),
+        })?;
         let text = |key: &str| opened.metadata().iter().find(|(k, _)| k == key).map(|(_, text)| text.clone());
         let manifest = text(MANIFEST).ok_or_else(|| broken("this is not a journal".to_owned()))?;
         if text(MANIFEST_DIGEST) != Some(sha256(manifest.as_bytes())) {

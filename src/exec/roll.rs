@@ -8,7 +8,7 @@ use super::budget::threads;
 use super::journal::{Journal, sha256};
 use super::pool::each;
 use super::run::{ExecOptions, Progress};
-use super::tasks::tiles_within;
+use super::tasks::{size_of_value, tiles_within};
 use super::window::{Window, mark};
 use crate::error::{Class, Error, Result};
 use crate::io::{Durability, Exclusive};
@@ -162,16 +162,16 @@ impl Roll<'_> {
         if marks.iter().zip(window.pieces()).all(|(&known, piece)| known == mark(&now[piece])) {
             return Ok(None);
         }
-        // No mark at all: none of these bytes was written. What they are is still what they were, or somebody else wrote them.
-        if marks.iter().all(|&known| known == 0) && old != Some(mark(&now)) {
+        // Nothing was written if the bytes are the old ones, however far their marks got. Without marks it cannot be otherwise.
+        let untouched = old == Some(mark(&now));
+        if !untouched && marks.iter().all(|&known| known == 0) {
             return Err(self.foreign(window, file, window.offset));
         }
         // Values that have been updated already are updated twice here, and overflow perhaps; their marks say that they stay.
         let (sums, mut out) = self.compute(window, scratch, compute_values)?;
-        for (&known, piece) in marks.iter().zip(window.pieces()).filter(|(known, _)| **known != 0) {
-            if mark(&now[piece.clone()]) == known {
-                out[piece.clone()].copy_from_slice(&now[piece]);
-            } else if mark(&out[piece.clone()]) != known {
+        for (&known, piece) in marks.iter().zip(window.pieces()).filter(|(known, _)| **known != 0 && !untouched) {
+            let size = size_of_value(&self.changes[window.change].1) as usize;
+            if mark(&out[piece.clone()]) != known && !mend(&now[piece.clone()], &mut out[piece.clone()], size, known) {
                 return Err(self.foreign(window, file, window.offset + piece.start as u64));
             }
         }
@@ -218,6 +218,17 @@ impl Roll<'_> {
             .offset(offset)
             .help("another program wrote to the file after the merge was interrupted; get the checkpoint again")
     }
+}
+
+/// Finds the unit that has the mark `known`: all of `now` if it was written, otherwise a part of `now` and the rest as computed from old
+/// values. Disks and kernels cut writes between units, but not all file systems do.
+fn mend(now: &[u8], out: &mut [u8], size: usize, known: u64) -> bool {
+    let computed = out.to_vec();
+    (0..=now.len()).rev().step_by(size).any(|end| {
+        out.copy_from_slice(&computed);
+        out[..end].copy_from_slice(&now[..end]);
+        mark(out) == known
+    })
 }
 
 type Compute = fn(&dyn Ground, Isa, &Change<'_>, std::ops::Range<u64>, std::ops::Range<u64>, &mut Scratch) -> Result<Sums>;

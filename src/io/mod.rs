@@ -4,6 +4,7 @@
 mod digest;
 pub(crate) mod disk;
 mod exclusive;
+mod fault;
 mod map;
 mod publish;
 mod source;

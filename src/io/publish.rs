@@ -12,6 +12,7 @@ use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
 use super::disk;
+use super::source::{self, ReadMode, read_error};
 use crate::error::{Class, Error, Result};
 use crate::rules;
 
@@ -207,12 +208,39 @@ impl Staging {
             OutputKind::File => disk::open_write(&path),
             OutputKind::Folder => {
                 if let Some(folder) = path.parent() {
-                    fs::create_dir_all(folder).map_err(|e| write_error(&target, e))?;
+                    disk::create_dir_all(folder).map_err(|e| write_error(&target, e))?;
                 }
                 disk::create_new(&path)
             }
         };
         opened.map_err(|e| write_error(&target, e))
+    }
+
+    /// Writes a small file.
+    ///
+    /// # Errors
+    /// `E-002`.
+    pub(crate) fn write(&self, name: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
+        disk::write_at(&self.create(&name)?, bytes, 0).map_err(|e| write_error(&self.target_of(name), e))
+    }
+
+    /// Copies a file with its permissions.
+    ///
+    /// # Errors
+    /// `E-002`; `E-001`, `E-004`, `E-007` if `from` cannot be read.
+    pub(crate) fn copy(&self, from: &Path, name: impl AsRef<Path>) -> Result<()> {
+        let (file, source) = (self.create(&name)?, source::open(from, ReadMode::Read)?);
+        let failed = |e| write_error(&self.target_of(&name), e);
+        let mut buffer = vec![0; source.len().min(1 << 20) as usize];
+        let mut offset = 0;
+        while offset < source.len() {
+            let len = (source.len() - offset).min(buffer.len() as u64) as usize;
+            source.read_at(from, offset, &mut buffer[..len])?;
+            disk::write_at(&file, &buffer[..len], offset).map_err(failed)?;
+            offset += len as u64;
+        }
+        let permissions = fs::metadata(from).map_err(|e| read_error(from, e))?.permissions();
+        disk::set_permissions(&self.path_of(&name), permissions).map_err(failed)
     }
 
     /// Forces everything to disk: files first, folders inside out.
@@ -236,7 +264,7 @@ impl Staging {
             Some(_) if self.kind == OutputKind::Folder => return self.exchange(&parent, durability),
             Some(_) => {
                 let old = fs::metadata(&self.target).map_err(|e| write_error(&self.target, e))?;
-                fs::set_permissions(&self.path, old.permissions()).map_err(|e| write_error(&self.target, e))?;
+                disk::set_permissions(&self.path, old.permissions()).map_err(|e| write_error(&self.target, e))?;
                 rename(&self.path, &self.target, RenameFlags::empty())?;
             }
         }
@@ -263,9 +291,16 @@ impl Staging {
         }
         // From here on the staging name holds the old folder, which stays if the new name may not be on disk.
         self.settled = true;
-        name_is_on_disk(parent, durability)?;
-        self.settled = false;
-        Ok(())
+        name_is_on_disk(parent, durability).map_err(|e| {
+            e.help(format!(
+                "the output is complete, but its name may not be on disk yet; what it replaced is kept in {:?}",
+                self.path
+            ))
+        })?;
+        disk::remove_dir_all(&self.path).map_err(|e| {
+            let help = format!("the output is complete; remove what it replaced yourself: {:?}", self.path);
+            write_error(&self.path, e).help(help)
+        })
     }
 }
 
@@ -301,7 +336,11 @@ fn sync_tree(path: &Path, target: &Path) -> Result<()> {
             sync_tree(&path.join(&name), &target.join(&name))?;
         }
     }
-    File::open(path).and_then(|file| disk::sync(&file)).map_err(|e| write_error(target, e))
+    match path.is_dir() {
+        true => disk::sync_dir(path),
+        false => disk::open(path).and_then(|file| disk::sync(&file)),
+    }
+    .map_err(|e| write_error(target, e))
 }
 
 fn name_is_on_disk(folder: &Path, durability: Durability) -> Result<()> {

@@ -2,7 +2,7 @@
 //! opened, and never blocked on: a FIFO or a device under a model's name is refused, not waited for.
 
 use std::fs::File;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
@@ -49,10 +49,13 @@ pub(crate) fn open(path: &Path, mode: ReadMode) -> Result<ByteSource> {
 /// # Errors
 /// As [`open`].
 pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
-    let file = open_regular(path)?;
-    let mut bytes = Vec::new();
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(|e| read_error(path, e))?;
-    Ok((bytes.len() as u64 <= limit).then_some(bytes))
+    let source = open(path, ReadMode::Read)?;
+    if source.len > limit {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; source.len as usize];
+    source.read_at(path, 0, &mut bytes)?;
+    Ok(Some(bytes))
 }
 
 fn open_regular(path: &Path) -> Result<File> {
@@ -137,7 +140,6 @@ impl ByteSource {
             match disk::copy_range(&self.file, offset + done, to, to_offset + done, part) {
                 Ok(0) => return Err(shrunk(path, offset + done)),
                 Ok(n) => done += n as u64,
-                Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(_) => return Ok(false),
             }
         }

@@ -1,7 +1,6 @@
 //! `convert`: the same adapter in another dialect, bit for bit. A PEFT folder that is written here holds a container as its
 //! `adapter_model.safetensors`, so nothing is lost on the way and back.
 
-use std::fs;
 use std::path::Path;
 
 use super::digests::{content, verify};
@@ -11,7 +10,7 @@ use crate::checkpoint::Checkpoint;
 use crate::dialect::{container, peft};
 use crate::error::{Diagnostic, Error, Result};
 use crate::exec::{self, Progress};
-use crate::io::{Durability, OutputKind, Overwrite, Staging, check_output, write_error};
+use crate::io::{Durability, OutputKind, Overwrite, Staging, check_output};
 use crate::limits::Limits;
 use crate::plan::{BindOptions, Binding, Weighted};
 use crate::report::{ConvertReport, Note};
@@ -99,8 +98,7 @@ pub fn convert(adapter: &Adapter, output: &Path, options: &ConvertOptions<'_>, p
     if options.to == ConvertTo::Peft {
         let (config, lost) = peft::config_json(&adapter)?;
         losses.extend(lost.iter().map(Note::from));
-        let name = "adapter_config.json";
-        fs::write(staging.path_of(name), config).map_err(|e| write_error(&staging.target_of(name), e))?;
+        staging.write("adapter_config.json", config.as_bytes())?;
     }
     go_on()?;
     staging.sync()?;
@@ -153,6 +151,7 @@ fn settle(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
     use super::*;

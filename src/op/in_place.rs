@@ -2,6 +2,8 @@
 //! to go on from there, and only then are they changed: interrupted anywhere, a file is what it was, or closed to readers until
 //! [`recover`](super::recover) has completed it. `spec/journal.md` has the order of the steps and the reasons.
 
+use std::fs::{File, Metadata};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::merge::{MergeOptions, fill_in, understand};
@@ -43,7 +45,7 @@ pub fn merge_in_place(
     let records = records(&plan, &files)?;
     let journal = journal_of(base.path());
     let draft = Draft::new(&records, &numbered(false), &old, plan.keep_nonfinite)?;
-    write_journal(&draft, &journal, options.durability, progress)?;
+    write_journal(&draft, &journal, base.path(), options.durability, progress)?;
     let rolled = carry_out(&journal, base.path(), files, Start::Proven, &limited, options, progress)?;
     fill_in(&mut report, &plan, &Outcome { sums: rolled.sums });
     Ok(report)
@@ -161,20 +163,36 @@ fn records(plan: &Plan<'_>, files: &[Exclusive]) -> Result<Vec<FileRecord>> {
 }
 
 /// The journal gets its name once it is complete and on disk.
-fn write_journal(draft: &Draft<'_, '_>, path: &Path, durability: Durability, progress: &dyn Progress) -> Result<()> {
+fn write_journal(
+    draft: &Draft<'_, '_>,
+    path: &Path,
+    checkpoint: &Path,
+    durability: Durability,
+    progress: &dyn Progress,
+) -> Result<()> {
     if let Some(free) = free_space(path).filter(|&free| free < draft.len) {
         let message = format!("the journal needs {} but {} are free", plural(draft.len, "byte"), count(free));
         return Err(Error::new(rules::SPACE, message).file(path).help("free some space, or merge into a new folder elsewhere"));
     }
     let staging = Staging::new(path, OutputKind::File, Overwrite::Refuse)?;
-    draft.write(&staging.create("")?, path)?;
+    let file = staging.create("")?;
+    draft.write(&file, path)?;
     if durability == Durability::Synced {
         staging.sync()?;
     }
     if progress.cancelled() {
         return Err(exec::interrupted());
     }
-    staging.publish(durability)
+    // Nothing is changed yet: a journal that is ours, but whose name may not be on disk, would only be in the way.
+    staging.publish(durability).map_err(|error| match is_same(&file, path) && disk::remove_file(path).is_err() {
+        true => incomplete(error, path, checkpoint),
+        false => error,
+    })
+}
+
+fn is_same(file: &File, path: &Path) -> bool {
+    let identity = |meta: std::io::Result<Metadata>| meta.map(|meta| (meta.dev(), meta.ino())).ok();
+    identity(file.metadata()).is_some_and(|ours| identity(path.symlink_metadata()) == Some(ours))
 }
 
 /// From a journal to complete files, and no journal.
@@ -197,13 +215,16 @@ fn carry_out(
         }
         Ok(rolled)
     };
-    roll().map_err(|error: Error| {
-        let (class, mut all) = (error.class(), error.into_diagnostics());
-        let message = "the merge is not complete; its journal is kept, and the files are closed to readers";
-        let help = format!("complete it: loratool recover {}", checkpoint.display());
-        all.push(Diagnostic::new(rules::PENDING, message).file(path).help(help));
-        Error::check(all).err().unwrap_or_else(exec::interrupted).class_of(class)
-    })
+    roll().map_err(|error| incomplete(error, path, checkpoint))
+}
+
+/// An error that leaves a journal, and says what to do with it.
+fn incomplete(error: Error, journal: &Path, checkpoint: &Path) -> Error {
+    let (class, mut all) = (error.class(), error.into_diagnostics());
+    let message = "the merge is not complete; its journal is kept, and the files are closed to readers";
+    let help = format!("complete it: loratool recover {}", checkpoint.display());
+    all.push(Diagnostic::new(rules::PENDING, message).file(journal).help(help));
+    Error::check(all).err().unwrap_or_else(exec::interrupted).class_of(class)
 }
 
 /// The journal that a path is about.

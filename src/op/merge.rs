@@ -1,7 +1,6 @@
 //! `merge`: base and adapters in, a checkpoint that every loader reads out.
 
 use std::collections::HashMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::digests::{content, verify_stated};
@@ -10,7 +9,7 @@ use crate::checkpoint::Checkpoint;
 use crate::codec::safetensors::{SafetensorsFile, Strictness};
 use crate::error::{Diagnostic, Error, Result};
 use crate::exec::{self, ExecOptions, Outcome, Progress};
-use crate::io::{Durability, OutputKind, Overwrite, ReadMode, Staging, check_output, free_space, write_error};
+use crate::io::{Durability, OutputKind, Overwrite, ReadMode, Staging, check_output, free_space};
 use crate::kernel::Sums;
 use crate::limits::Limits;
 use crate::plan::{BindOptions, Change, Origin, Panel, Plan, Weighted};
@@ -321,12 +320,8 @@ fn write_companions(plan: &Plan<'_>, staging: &Staging) -> Result<()> {
     let base = plan.base;
     let is_rewritten = |name: &Path| plan.untied && name == Path::new(CONFIG);
     for companion in base.companions().iter().filter(|c| c.copy && !is_rewritten(&c.relative)) {
-        let name = &companion.relative;
-        drop(staging.create(name)?);
-        fs::copy(base.path().join(name), staging.path_of(name)).map_err(|e| write_error(&staging.target_of(name), e))?;
+        staging.copy(&base.path().join(&companion.relative), &companion.relative)?;
     }
-    let write =
-        |name: &str, text: String| fs::write(staging.path_of(name), text).map_err(|e| write_error(&staging.target_of(name), e));
     if let Some(index) = base.index() {
         let added = plan.shards.iter().flat_map(|s| s.added.iter().map(move |(name, info)| (name, &s.file_name, info)));
         let mut map = index.weight_map().to_vec();
@@ -335,11 +330,11 @@ fn write_companions(plan: &Plan<'_>, staging: &Staging) -> Result<()> {
             map.push((name.clone(), file.clone()));
             total += info.bytes();
         }
-        write(index.file_name(), index.render(&map, total))?;
+        staging.write(index.file_name(), index.render(&map, total).as_bytes())?;
     }
     // The plan made sure that there is one.
     if let Some(text) = base.config().untied().filter(|_| plan.untied) {
-        write(CONFIG, text)?;
+        staging.write(CONFIG, text.as_bytes())?;
     }
     Ok(())
 }
@@ -369,6 +364,7 @@ fn reread(plan: &Plan<'_>, staging: &Staging, options: &MergeOptions) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::ffi::OsStrExt;
     use std::sync::Arc;
 

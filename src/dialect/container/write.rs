@@ -4,7 +4,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::canonical::canonical;
@@ -14,7 +13,7 @@ use super::{KEY, names};
 use crate::adapter::{Adapter, BaseIdentity, Factor, Lineage, Target};
 use crate::codec::safetensors::Layout;
 use crate::error::{Error, Result};
-use crate::io::{ContentRoot, tensor_digest, write_error};
+use crate::io::{ContentRoot, disk, tensor_digest, write_error};
 use crate::limits::Limits;
 use crate::rules;
 use crate::tensor::{TensorInfo, pieces};
@@ -61,7 +60,7 @@ pub(crate) fn write(
     if head.len() != layout.head.len() {
         return Err(Error::new(rules::CANONICAL, "the header changed its length while it was written").file(out_path));
     }
-    out.write_all_at(&head, 0).map_err(|e| write_error(out_path, e))?;
+    disk::write_at(out, &head, 0).map_err(|e| write_error(out_path, e))?;
     Ok(Written { bytes: layout.file_len, content: manifest.content })
 }
 
@@ -178,7 +177,7 @@ fn copy(
     pieces(factor.info().bytes(), |offset, piece| {
         factor.read(offset, piece)?;
         hash.update(piece);
-        out.write_all_at(piece, position + offset).map_err(|e| write_error(out_path, e))?;
+        disk::write_at(out, piece, position + offset).map_err(|e| write_error(out_path, e))?;
         advance(piece.len() as u64)
     })?;
     Ok(hash.finish())

@@ -72,8 +72,8 @@ pub use io::{Durability, Overwrite, ReadMode};
 pub use limits::Limits;
 pub use op::{
     ConvertOptions, ConvertTo, InspectOptions, MergeOptions, RecoverOptions, Values, VerifyOptions, convert, delta_rows, dry_run,
-    dry_run_in_place, inspect_adapter, inspect_checkpoint, merge, merge_in_place, merge_tensor, recover, validate_adapter,
-    validate_checkpoint, verify,
+    dry_run_in_place, inspect_adapter, inspect_checkpoint, merge, merge_in_place, merge_tensor, recover, unmerge_by_log,
+    unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify,
 };
 pub use open::{OpenOptions, open_adapter, open_adapter_with, open_checkpoint, open_checkpoint_with};
 pub use plan::{BindOptions, Binding, Ignored, Plan, Renaming, Weighted};

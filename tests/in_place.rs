@@ -74,7 +74,7 @@ impl Scene {
     fn in_place(&self, progress: &dyn Progress) -> loratool::Result<loratool::report::MergeReport> {
         let base = open_checkpoint(self.model())?;
         let adapter = open_adapter(&self.adapter)?;
-        merge_in_place(&base, &[Weighted::full(&adapter)], &MergeOptions::default(), progress)
+        merge_in_place(&base, &[Weighted::full(&adapter)], None, &MergeOptions::default(), progress)
     }
 
     fn assert_merged(&self) {

@@ -26,6 +26,7 @@ Examples:
   loratool validate ./adapter --base ./model
   loratool merge ./model --adapter ./adapter -o ./merged
   loratool verify ./merged --base ./model --adapter ./adapter
+  loratool unmerge ./merged --adapter ./adapter -o ./restored
   loratool convert ./adapter -o adapter.safetensors --to container
 
 Exit codes:
@@ -53,6 +54,7 @@ pub(super) enum Verb {
     Merge(Box<MergeArgs>),
     Verify(Box<VerifyArgs>),
     Recover(RecoverArgs),
+    Unmerge(Box<UnmergeArgs>),
     Convert(ConvertArgs),
 }
 
@@ -65,6 +67,7 @@ impl Verb {
             Verb::Merge(_) => "merge",
             Verb::Verify(_) => "verify",
             Verb::Recover(_) => "recover",
+            Verb::Unmerge(_) => "unmerge",
             Verb::Convert(_) => "convert",
         }
     }
@@ -73,7 +76,7 @@ impl Verb {
     pub(super) fn on_signal(&self) -> OnSignal {
         match self {
             Verb::Inspect(_) | Verb::Validate(_) | Verb::Verify(_) => OnSignal::ExitAtOnce,
-            Verb::Merge(_) | Verb::Recover(_) | Verb::Convert(_) => OnSignal::CleanUp,
+            Verb::Merge(_) | Verb::Recover(_) | Verb::Unmerge(_) | Verb::Convert(_) => OnSignal::CleanUp,
         }
     }
 }
@@ -149,6 +152,9 @@ pub(super) struct MergeArgs {
     /// Change the base's own files instead; a journal lets `recover` complete what is interrupted
     #[arg(long, conflicts_with_all = ["output", "overwrite"])]
     pub in_place: bool,
+    /// With --in-place: write the tensors as they were to this new file, for `unmerge`
+    #[arg(long, value_name = "FILE", requires = "in_place", conflicts_with = "dry_run")]
+    pub undo_log: Option<PathBuf>,
     /// Multiply all weights by this number
     #[arg(long, value_name = "S", allow_hyphen_values = true)]
     pub scale: Option<String>,
@@ -191,7 +197,7 @@ Examples:
   loratool merge ./model --adapter ./adapter -o ./merged
   loratool merge ./model --adapter ./style:0.7 --adapter ./task -o ./merged
   loratool merge ./merged --adapter ./adapter:-1 -o ./restored
-  loratool merge ./model --adapter ./adapter --in-place
+  loratool merge ./model --adapter ./adapter --in-place --undo-log undo.safetensors
 
 The weight is what follows the last ':' of PATH[:WEIGHT], unless a file of that
 whole name exists. Weight -1 subtracts an adapter, up to rounding. The output
@@ -217,6 +223,55 @@ Examples:
 The journal beside the weights says what is left to do; neither the adapter nor
 the options of the merge are needed. Where no merge is pending nothing is done.
 The weights are then the same, byte for byte, as without the interruption.";
+
+/// Take adapters out of a checkpoint that they were merged into
+#[derive(Debug, Args)]
+#[command(after_help = UNMERGE_EXAMPLES)]
+#[command(group = clap::ArgGroup::new("by").required(true).args(["undo_log", "adapter"]))]
+#[command(group = clap::ArgGroup::new("to").required(true).args(["output", "in_place"]))]
+pub(super) struct UnmergeArgs {
+    /// The merged checkpoint: a folder or a .safetensors file
+    pub merged: PathBuf,
+    /// Put back what `merge --undo-log` kept: bit for bit
+    #[arg(long, value_name = "FILE")]
+    pub undo_log: Option<PathBuf>,
+    /// Subtract this adapter, with the weight that it was merged with; may be repeated
+    #[arg(long, short, value_name = "PATH[:WEIGHT]")]
+    pub adapter: Vec<OsString>,
+    /// What to write: a folder if the checkpoint is one, otherwise a file
+    #[arg(long, short, value_name = "OUT")]
+    pub output: Option<PathBuf>,
+    /// Change the checkpoint's own files instead
+    #[arg(long, conflicts_with = "overwrite")]
+    pub in_place: bool,
+    /// Multiply all weights by this number
+    #[arg(long, value_name = "S", allow_hyphen_values = true)]
+    pub scale: Option<String>,
+    /// Replace the output if it exists, in one step, once the new one is complete
+    #[arg(long)]
+    pub overwrite: bool,
+    #[command(flatten)]
+    pub open: OpenArgs,
+    #[command(flatten)]
+    pub bind: BindArgs,
+    /// Threads to compute on [default: one per core]
+    #[arg(long, value_name = "N", visible_alias = "cores", help_heading = "How it runs")]
+    pub threads: Option<NonZeroUsize>,
+    /// Do not force the result to disk before it gets its name: faster, but a power cut may lose it
+    #[arg(long, help_heading = "How it runs")]
+    pub no_sync: bool,
+}
+
+const UNMERGE_EXAMPLES: &str = "\
+Examples:
+  loratool unmerge ./model --undo-log undo.safetensors --in-place
+  loratool unmerge ./merged --adapter ./adapter -o ./restored
+
+The undo log brings back every bit, after it is made sure that the checkpoint
+still holds what that merge wrote. Subtracting does not: where the merged value
+lies in a coarser part of its format than the value before, digits are gone. The
+report says of how many values it is certain that they are what they were, and
+how far the others can be off.";
 
 /// Say whether a checkpoint is a base with adapters merged in
 #[derive(Debug, Args)]

@@ -10,7 +10,9 @@ use super::bug;
 use super::output;
 use super::render::{self, escape, json};
 use super::signals::Signals;
-use crate::report::{ConvertReport, InspectReport, MergeReport, Note, RecoverReport, ValidateReport, VerifyReport};
+use crate::report::{
+    ConvertReport, InspectReport, MergeReport, Note, RecoverReport, UnmergeReport, ValidateReport, VerifyReport,
+};
 use crate::{Class, Error, Renaming};
 
 /// How a command speaks.
@@ -54,6 +56,7 @@ pub(super) enum Found {
     Merge(MergeReport),
     Convert(ConvertReport),
     Recover(RecoverReport),
+    Unmerge(UnmergeReport),
     Verify(Verified),
 }
 
@@ -105,6 +108,7 @@ impl Found {
             }
             Found::Validate(report) => report.warnings.iter().collect(),
             Found::Merge(report) => report.warnings.iter().collect(),
+            Found::Unmerge(report) => report.warnings.iter().collect(),
             Found::Convert(report) => report.warnings.iter().collect(),
             Found::Recover(_) => Vec::new(),
             Found::Verify(verified) => verified.report.warnings.iter().collect(),

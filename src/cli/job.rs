@@ -7,7 +7,9 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use super::args::{BindArgs, ConvertArgs, InspectArgs, MergeArgs, OpenArgs, RecoverArgs, To, ValidateArgs, Verb, VerifyArgs};
+use super::args::{
+    BindArgs, ConvertArgs, InspectArgs, MergeArgs, OpenArgs, RecoverArgs, To, UnmergeArgs, ValidateArgs, Verb, VerifyArgs,
+};
 use super::number;
 use crate::{
     BindOptions, ConvertTo, Durability, Error, ExecOptions, InspectOptions, MergeOptions, OpenOptions, Orientation, Overwrite,
@@ -22,6 +24,7 @@ pub(super) enum Job {
     Merge(MergeJob),
     Verify(VerifyJob),
     Recover(RecoverJob),
+    Unmerge(UnmergeJob),
     Convert(ConvertJob),
 }
 
@@ -50,6 +53,8 @@ pub(super) struct MergeJob {
     pub adapters: Vec<(PathBuf, f64)>,
     /// Where the result goes; `None` is the base's own files.
     pub output: Option<PathBuf>,
+    /// Where the tensors as they were go, if the output is the base's own files.
+    pub undo_log: Option<PathBuf>,
     pub dry_run: bool,
     pub open: OpenOptions,
     pub options: MergeOptions,
@@ -74,6 +79,19 @@ pub(super) struct RecoverJob {
 }
 
 #[derive(Debug)]
+pub(super) struct UnmergeJob {
+    pub merged: PathBuf,
+    /// What to put back; `None` subtracts the adapters.
+    pub undo_log: Option<PathBuf>,
+    /// Adapters with the weight that each was given.
+    pub adapters: Vec<(PathBuf, f64)>,
+    /// Where the result goes; `None` is the checkpoint's own files.
+    pub output: Option<PathBuf>,
+    pub open: OpenOptions,
+    pub options: MergeOptions,
+}
+
+#[derive(Debug)]
 pub(super) struct ConvertJob {
     pub source: PathBuf,
     pub output: PathBuf,
@@ -95,6 +113,7 @@ pub(super) fn resolve(verb: Verb) -> Result<Job> {
         Verb::Merge(args) => Job::Merge(merge(*args)?),
         Verb::Verify(args) => Job::Verify(verify(*args)?),
         Verb::Recover(args) => Job::Recover(recover(args)),
+        Verb::Unmerge(args) => Job::Unmerge(unmerge(*args)?),
         Verb::Convert(args) => Job::Convert(convert(args)?),
     })
 }
@@ -135,13 +154,14 @@ fn merge(args: MergeArgs) -> Result<MergeJob> {
         base: args.base,
         adapters,
         output: args.output,
+        undo_log: args.undo_log,
         dry_run: args.dry_run,
         open: open(&args.open, if args.mmap { ReadMode::Map } else { ReadMode::Read })?,
         options: MergeOptions {
             bind: bind(args.bind)?,
             exec,
             overwrite: overwrite(args.overwrite),
-            durability: if args.no_sync { Durability::Fast } else { Durability::Synced },
+            durability: durability(args.no_sync),
             allow_repeat: args.allow_repeat,
             ..Default::default()
         },
@@ -203,6 +223,27 @@ fn convert(args: ConvertArgs) -> Result<ConvertJob> {
         bind: bind(args.bind)?,
         overwrite: overwrite(args.overwrite),
     })
+}
+
+fn unmerge(args: UnmergeArgs) -> Result<UnmergeJob> {
+    Ok(UnmergeJob {
+        merged: args.merged,
+        undo_log: args.undo_log,
+        adapters: weighted(&args.adapter, args.scale.as_deref())?,
+        output: args.output,
+        open: open(&args.open, ReadMode::Read)?,
+        options: MergeOptions {
+            bind: bind(args.bind)?,
+            exec: ExecOptions { threads: args.threads, ..Default::default() },
+            overwrite: overwrite(args.overwrite),
+            durability: durability(args.no_sync),
+            ..Default::default()
+        },
+    })
+}
+
+fn durability(no_sync: bool) -> Durability {
+    if no_sync { Durability::Fast } else { Durability::Synced }
 }
 
 fn overwrite(replace: bool) -> Overwrite {

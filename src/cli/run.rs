@@ -1,15 +1,17 @@
 //! Carries out a job: opens the files, calls the library, hands back what it found. Nothing is printed here but progress.
 
 use super::finish::{Finished, Fit, Found, Inspected, Verified};
-use super::job::{ConvertJob, InspectJob, Job, MergeJob, RecoverJob, ValidateJob, VerifyJob};
+use super::job::{ConvertJob, InspectJob, Job, MergeJob, RecoverJob, UnmergeJob, ValidateJob, VerifyJob};
 use super::progress::Watch;
 use super::signals::Signals;
 use super::sniff::{self, Kind};
-use crate::report::{ConvertReport, InspectReport, MergeReport, Note, RecoverReport, ValidateReport, VerifyReport};
+use crate::report::{
+    ConvertReport, InspectReport, MergeReport, Note, RecoverReport, UnmergeReport, ValidateReport, VerifyReport,
+};
 use crate::{
     Adapter, Binding, ConvertOptions, Error, Plan, Result, TensorSource, Weighted, convert, dry_run, dry_run_in_place,
     inspect_adapter, inspect_checkpoint, merge, merge_in_place, open_adapter_with, open_checkpoint_with, recover, rules,
-    validate_adapter, validate_checkpoint, verify,
+    unmerge_by_log, unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify,
 };
 
 /// Carries out `job`.
@@ -19,6 +21,7 @@ pub(super) fn run(job: &Job, signals: &Signals, show_progress: bool) -> Finished
         Job::Validate(job) => run_validate(job).map(Found::Validate),
         Job::Verify(job) => return run_verify(job, signals, show_progress),
         Job::Merge(job) => run_merge(job, signals, show_progress).map(Found::Merge),
+        Job::Unmerge(job) => run_unmerge(job, signals, show_progress).map(Found::Unmerge),
         Job::Recover(job) => run_recover(job, signals, show_progress).map(Found::Recover),
         Job::Convert(job) => run_convert(job, signals, show_progress).map(Found::Convert),
     };
@@ -100,9 +103,7 @@ fn refuse_base(base: &Option<std::path::PathBuf>) -> Result<()> {
 fn run_merge(job: &MergeJob, signals: &Signals, show_progress: bool) -> Result<MergeReport> {
     let adapters = job.adapters.iter().map(|(path, _)| open_adapter_with(path, &job.open)).collect();
     let (base, adapters) = opened(open_checkpoint_with(&job.base, &job.open), adapters)?;
-    let weights = job.adapters.iter().map(|(_, weight)| *weight);
-    let weighted: Vec<Weighted<'_>> =
-        adapters.iter().zip(weights).map(|(adapter, weight)| Weighted { adapter, weight }).collect();
+    let weighted = weighted(&adapters, &job.adapters);
     if job.dry_run {
         return match &job.output {
             Some(output) => dry_run(&base, &weighted, output, &job.options),
@@ -113,7 +114,20 @@ fn run_merge(job: &MergeJob, signals: &Signals, show_progress: bool) -> Result<M
     let watch = Watch::start(signals, "merging", total, show_progress);
     match &job.output {
         Some(output) => merge(&base, &weighted, output, &job.options, &watch),
-        None => merge_in_place(&base, &weighted, &job.options, &watch),
+        None => merge_in_place(&base, &weighted, job.undo_log.as_deref(), &job.options, &watch),
+    }
+}
+
+fn run_unmerge(job: &UnmergeJob, signals: &Signals, show_progress: bool) -> Result<UnmergeReport> {
+    let adapters = job.adapters.iter().map(|(path, _)| open_adapter_with(path, &job.open)).collect();
+    let (merged, adapters) = opened(open_checkpoint_with(&job.merged, &job.open), adapters)?;
+    let weighted = weighted(&adapters, &job.adapters);
+    let total = merged.names().filter_map(|name| merged.info(name)).map(|info| info.bytes()).fold(0, u64::saturating_add);
+    let watch = Watch::start(signals, "unmerging", total, show_progress);
+    let output = job.output.as_deref();
+    match &job.undo_log {
+        Some(log) => unmerge_by_log(&merged, log, output, &job.options, &watch),
+        None => unmerge_by_subtraction(&merged, &weighted, output, &job.options, &watch),
     }
 }
 
@@ -145,9 +159,7 @@ fn verify_report(job: &VerifyJob, signals: &Signals, show_progress: bool) -> Res
         (Err(first), Err(second)) => Err(joined(vec![first, second])),
     };
     let ((merged, base), adapters) = opened(both, adapters)?;
-    let weights = job.adapters.iter().map(|(_, weight)| *weight);
-    let weighted: Vec<Weighted<'_>> =
-        adapters.iter().zip(weights).map(|(adapter, weight)| Weighted { adapter, weight }).collect();
+    let weighted = weighted(&adapters, &job.adapters);
     let bytes: u64 = merged.names().filter_map(|name| merged.info(name)).map(|info| info.bytes()).fold(0, u64::saturating_add);
     let share = job.options.sample.unwrap_or(1.0);
     // One more than all, because there is nothing to sync at the end.
@@ -170,6 +182,10 @@ fn run_convert(job: &ConvertJob, signals: &Signals, show_progress: bool) -> Resu
     let total = adapter.factors().map(|factor| factor.info().bytes()).fold(0, u64::saturating_add);
     let watch = Watch::start(signals, "writing", total, show_progress);
     convert(adapter, &job.output, &options, &watch)
+}
+
+fn weighted<'a>(adapters: &'a [Adapter], typed: &[(std::path::PathBuf, f64)]) -> Vec<Weighted<'a>> {
+    adapters.iter().zip(typed).map(|(adapter, (_, weight))| Weighted { adapter, weight: *weight }).collect()
 }
 
 /// The inputs of a command, or everything that is wrong with any of them.

@@ -18,7 +18,7 @@ use crate::plan::{Change, Origin, Plan};
 use crate::tensor::TensorSource;
 
 /// Values of one block: W, D and M take 8 bytes each.
-const BLOCK: u64 = 1 << 18;
+pub(super) const BLOCK: u64 = 1 << 18;
 /// Values of a tensor that are looked at per alternative when the update is not the one that was wanted.
 const PROBED: u64 = 1 << 16;
 /// Bytes of an untouched tensor that are compared at a time.
@@ -63,11 +63,11 @@ pub(crate) struct Alternative<'p, 'a> {
 }
 
 #[derive(Default)]
-struct Scratch {
+pub(super) struct Scratch {
     raw: Vec<u8>,
-    base: Vec<f64>,
+    pub(super) base: Vec<f64>,
     merged: Vec<u8>,
-    delta: Vec<f64>,
+    pub(super) delta: Vec<f64>,
     turned: Vec<f64>,
     panels: (Vec<f64>, Vec<f64>),
     own: Vec<u8>,
@@ -164,20 +164,8 @@ impl Comparison<'_, '_> {
         scratch: &mut Scratch,
     ) -> Result<()> {
         let (_, total) = rows_cols(change);
-        let info = match &change.origin {
-            Origin::Base { info, .. } => info,
-            Origin::Adapter(factor) => factor.info(),
-        };
-        let float = float_of(info.dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
-        let Scratch { raw, base, merged, .. } = scratch;
-        read_block(total, rows, cols, float.size(), raw, |at, buf| match &change.origin {
-            Origin::Base { shard, begin, .. } => self.plan.base.shards()[*shard].file.read_bytes(begin + at, buf),
-            Origin::Adapter(factor) => factor.read(at, buf),
-        })?;
-        base.clear();
-        base.resize(raw.len() / float.size(), 0.0);
-        float.widen(raw, base);
-        read_block(total, rows, cols, stored.size(), merged, |at, buf| self.merged.read(&change.name, at, buf))
+        load_origin(self.plan, change, rows, cols, scratch)?;
+        read_block(total, rows, cols, stored.size(), &mut scratch.merged, |at, buf| self.merged.read(&change.name, at, buf))
     }
 
     /// How a tensor that no adapter changes differs from the base's, both of the same shape. Of two plain float dtypes the values
@@ -242,8 +230,33 @@ fn plan_info(plan: &Plan<'_>, change: &Change<'_>) -> Option<Float> {
     float_of(info.dtype).filter(|_| info.shape == change.info.shape)
 }
 
-fn rank(change: &Change<'_>) -> u64 {
+pub(super) fn rank(change: &Change<'_>) -> u64 {
     change.contributions.iter().map(|c| c.rank).max().unwrap_or(1)
+}
+
+/// Reads a block of what a change starts from into `scratch.base`, widened.
+pub(super) fn load_origin(
+    plan: &Plan<'_>,
+    change: &Change<'_>,
+    rows: &Range<u64>,
+    cols: &Range<u64>,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let (_, total) = rows_cols(change);
+    let info = match &change.origin {
+        Origin::Base { info, .. } => info,
+        Origin::Adapter(factor) => factor.info(),
+    };
+    let float = float_of(info.dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
+    let Scratch { raw, base, .. } = scratch;
+    read_block(total, rows, cols, float.size(), raw, |at, buf| match &change.origin {
+        Origin::Base { shard, begin, .. } => plan.base.shards()[*shard].file.read_bytes(begin + at, buf),
+        Origin::Adapter(factor) => factor.read(at, buf),
+    })?;
+    base.clear();
+    base.resize(raw.len() / float.size(), 0.0);
+    float.widen(raw, base);
+    Ok(())
 }
 
 /// Reads a block of a row-major matrix with `total` columns, in one go if the rows are whole.
@@ -268,7 +281,7 @@ fn read_block(
 }
 
 /// A block of the wanted update D into `scratch.delta`: Σ scale · left · right, in f64, in the order that A-034 states.
-fn update(change: &Change<'_>, rows: Range<u64>, cols: Range<u64>, scratch: &mut Scratch) -> Result<()> {
+pub(super) fn update(change: &Change<'_>, rows: Range<u64>, cols: Range<u64>, scratch: &mut Scratch) -> Result<()> {
     let (_, total) = rows_cols(change);
     let width = (cols.end - cols.start) as usize;
     let Scratch { raw, delta, panels: (l, r), .. } = scratch;

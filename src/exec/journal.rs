@@ -5,21 +5,20 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
 use super::load::float_of;
+use super::recipe::{ChangeRecord, Factors, digest_of_marks, digests, factor_name, factors, marks, record, sha256, table};
 use super::window::{UNIT, WINDOW, Window, windows};
 use crate::adapter::Factor;
 use crate::codec::safetensors::{Layout, SafetensorsFile, Strictness};
 use crate::error::{Class, Error, Result};
-use crate::io::{Durability, ReadMode, disk, tensor_digest, write_error};
+use crate::io::{Durability, ReadMode, disk, write_error};
 use crate::limits::Limits;
-use crate::plan::{Change, Contribution, Origin, Panel};
+use crate::plan::Change;
 use crate::rules;
-use crate::tensor::{Dtype, Shape, TensorInfo, TensorSource, is_plain_float, pieces};
+use crate::tensor::{TensorInfo, pieces};
 
 const MANIFEST: &str = "loratool.journal";
 const MANIFEST_DIGEST: &str = "loratool.journal.sha256";
@@ -57,44 +56,12 @@ pub(crate) struct FileRecord {
     pub(crate) header: String,
 }
 
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ChangeRecord {
-    file: usize,
-    tensor: String,
-    dtype: Dtype,
-    shape: Vec<u64>,
-    begin: u64,
-    /// The tensor of the journal that takes its place, if one does.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    with: Option<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    parts: Vec<PartRecord>,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct PartRecord {
-    rank: u64,
-    scale: f64,
-    left: PanelRecord,
-    right: PanelRecord,
-}
-
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum PanelRecord {
-    One,
-    Direct(String),
-    Transposed(String),
-}
-
 /// An open journal.
 pub(crate) struct Journal {
     path: PathBuf,
     file: File,
     manifest: Manifest,
-    factors: HashMap<String, Factor>,
+    factors: Factors,
     /// Marks of the windows before the merge.
     pub(super) old: Vec<u64>,
     /// Offset of the first mark of [`NEW`].
@@ -123,41 +90,11 @@ impl<'c, 'a> Draft<'c, 'a> {
         keep_nonfinite: bool,
     ) -> Result<Self> {
         let mut factors: Vec<&'a Factor> = Vec::new();
-        let mut name = |factor: &'a Factor| {
-            factors.push(factor);
-            format!("factor.{}", factors.len() - 1)
-        };
-        let mut records = Vec::new();
-        for (file, change) in changes {
-            let with = match change.origin {
-                Origin::Adapter(factor) => Some(name(factor)),
-                Origin::Base { .. } => None,
-            };
-            let mut panel = |panel: &Panel<'a>| match panel {
-                Panel::One => PanelRecord::One,
-                Panel::Direct(factor) => PanelRecord::Direct(name(factor)),
-                Panel::Transposed(factor) => PanelRecord::Transposed(name(factor)),
-            };
-            let part =
-                |c: &Contribution<'a>| PartRecord { rank: c.rank, scale: c.scale, left: panel(&c.left), right: panel(&c.right) };
-            records.push(ChangeRecord {
-                file: *file,
-                tensor: change.name.clone(),
-                dtype: change.info.dtype,
-                shape: change.info.shape.dims().to_vec(),
-                begin: change.begin,
-                with,
-                parts: change.contributions.iter().map(part).collect(),
-            });
-        }
+        let records = record(changes, &mut factors);
         let units = windows(changes.iter().map(|(_, change)| *change)).1;
         let (old_info, new_info) = (table(old.len() as u64), table(units));
-        let mut old_digest = tensor_digest(&old_info);
-        old.iter().for_each(|mark| old_digest.update(&mark.to_le_bytes()));
-        let mut digests = BTreeMap::from([(OLD.to_owned(), old_digest.finish())]);
-        for (index, factor) in factors.iter().enumerate() {
-            digests.insert(format!("factor.{index}"), digest(factor)?);
-        }
+        let mut digests = digests(&factors)?;
+        digests.insert(OLD.to_owned(), digest_of_marks(old));
         let manifest = Manifest {
             version: VERSION,
             window: WINDOW,
@@ -170,7 +107,7 @@ impl<'c, 'a> Draft<'c, 'a> {
         let text = serde_json::to_string(&manifest)
             .map_err(|e| Error::new(rules::JOURNAL, format!("the journal cannot be written: {e}")))?;
         let metadata = [(MANIFEST_DIGEST.to_owned(), sha256(text.as_bytes())), (MANIFEST.to_owned(), text)];
-        let names: Vec<String> = (0..factors.len()).map(|index| format!("factor.{index}")).collect();
+        let names: Vec<String> = (0..factors.len()).map(factor_name).collect();
         let mut tensors: Vec<(&str, &TensorInfo)> = vec![(OLD, &old_info), (NEW, &new_info)];
         tensors.extend(names.iter().map(String::as_str).zip(factors.iter().map(|factor| factor.info())));
         let layout = Layout::new(&metadata, &tensors);
@@ -229,31 +166,17 @@ impl Journal {
             return Err(broken(message));
         }
         let new_at = opened.entry(NEW).map(|entry| entry.begin);
-        let source: Arc<dyn TensorSource> = Arc::new(opened);
-        let mut factors = HashMap::new();
-        for name in source.names().filter(|&name| name != NEW) {
-            let factor = Factor::new(&source, name).ok_or_else(|| broken(format!("the journal has no {name:?}")))?;
-            if manifest.digests.get(name) != Some(&digest(&factor)?) {
-                return Err(broken(format!("{name:?} of the journal is not what its digest names")));
-            }
-            factors.insert(name.to_owned(), factor);
-        }
+        let factors = factors(opened, &manifest.digests)?.map_err(|what| broken(format!("the journal is damaged: {what}")))?;
         let mut journal =
             Journal { path: path.to_owned(), file, manifest, factors, old: Vec::new(), new_at: new_at.unwrap_or_default() };
         journal.check().map_err(broken)?;
         let (windows, units) = journal.windows();
-        let old = journal.factors.remove(OLD);
-        let fits = |info: Option<&TensorInfo>, count: u64| info == Some(&table(count));
-        if !fits(old.as_ref().map(Factor::info), windows.len() as u64) || !fits(source.info(NEW), units) {
+        let is = |name: &str, count: u64| journal.factors.get(name).filter(|factor| *factor.info() == table(count));
+        let (old, new) = (is(OLD, windows.len() as u64), is(NEW, units));
+        let (Some(old), Some(_)) = (old, new) else {
             return Err(broken("the journal's tables do not fit its changes".to_owned()));
-        }
-        if let Some(old) = old {
-            pieces(old.info().bytes(), |offset, bytes| {
-                old.read(offset, bytes)?;
-                journal.old.extend(bytes.as_chunks::<8>().0.iter().map(|mark| u64::from_le_bytes(*mark)));
-                Ok(())
-            })?;
-        }
+        };
+        journal.old = marks(old)?;
         Ok(journal)
     }
 
@@ -269,7 +192,7 @@ impl Journal {
 
     /// What is changed, each with the index of its file.
     pub(crate) fn changes(&self) -> Vec<(usize, Change<'_>)> {
-        self.manifest.changes.iter().filter_map(|record| self.change(record)).collect()
+        self.manifest.changes.iter().filter_map(|record| record.change(&self.factors)).collect()
     }
 
     /// The windows of all changes, and the number of units in them.
@@ -296,28 +219,6 @@ impl Journal {
         }
     }
 
-    fn change(&self, record: &ChangeRecord) -> Option<(usize, Change<'_>)> {
-        let info = TensorInfo { dtype: record.dtype, shape: Shape::new(record.shape.clone())? };
-        let origin = match &record.with {
-            Some(name) => Origin::Adapter(self.factors.get(name)?),
-            None => Origin::Base { shard: record.file, begin: record.begin, info: info.clone() },
-        };
-        let panel = |record: &PanelRecord| {
-            Some(match record {
-                PanelRecord::One => Panel::One,
-                PanelRecord::Direct(name) => Panel::Direct(self.factors.get(name)?),
-                PanelRecord::Transposed(name) => Panel::Transposed(self.factors.get(name)?),
-            })
-        };
-        let part = |part: &PartRecord| {
-            let (left, right) = (panel(&part.left)?, panel(&part.right)?);
-            Some(Contribution { adapter: 0, left, right, rank: part.rank, scale: part.scale })
-        };
-        let contributions: Option<Vec<_>> = record.parts.iter().map(part).collect();
-        let (name, begin) = (record.tensor.clone(), record.begin);
-        Some((record.file, Change { name, info, begin, origin, contributions: contributions?, added: false }))
-    }
-
     /// Does the manifest say what can be? The digests guard against accidents, this against everything else.
     fn check(&self) -> Result<(), String> {
         let plain = |name: &str| !name.is_empty() && !name.contains(['/', '\\', '\0']) && name != "." && name != "..";
@@ -331,61 +232,14 @@ impl Journal {
         for record in &self.manifest.changes {
             let wrong = |what: &str| format!("the journal's change of {:?} {what}", record.tensor);
             let file = self.manifest.files.get(record.file).ok_or_else(|| wrong("is of no file"))?;
-            let (_, change) = self.change(record).ok_or_else(|| wrong("names a tensor that is not there"))?;
+            let (_, change) = record.change(&self.factors).ok_or_else(|| wrong("names a tensor that is not there"))?;
             let size = float_of(record.dtype).ok_or_else(|| wrong("is of no plain float"))?.size() as u64;
             let end = change.info.shape.bytes(record.dtype).and_then(|bytes| record.begin.checked_add(bytes));
             let data = file.header_len.saturating_add(8).max(ends.get(&record.file).copied().unwrap_or(0));
             let end = end.filter(|&end| record.begin >= data && end <= file.len && record.begin % size == 0);
             ends.insert(record.file, end.ok_or_else(|| wrong("does not lie in its file"))?);
-            self.check_shapes(record, &change).ok_or_else(|| wrong("does not fit its factors"))?;
+            record.fits(&change).ok_or_else(|| wrong("does not fit its factors"))?;
         }
         Ok(())
     }
-
-    fn check_shapes(&self, record: &ChangeRecord, change: &Change<'_>) -> Option<()> {
-        let is = |factor: &Factor, dims: &[u64]| factor.info().shape.dims() == dims && is_plain_float(factor.info().dtype);
-        if let Origin::Adapter(with) = change.origin {
-            (with.info().shape == change.info.shape && is_plain_float(with.info().dtype)).then_some(())?;
-        } else if record.parts.is_empty() {
-            return None;
-        }
-        let (rows, cols) = super::block::rows_cols(change);
-        for part in &change.contributions {
-            let rank = part.rank;
-            (rank > 0 && part.scale.is_finite()).then_some(())?;
-            let left = match part.left {
-                Panel::One => rows == 1 && rank == 1,
-                Panel::Direct(factor) => is(factor, &[rows, rank]),
-                Panel::Transposed(factor) => is(factor, &[rank, rows]),
-            };
-            let right = match part.right {
-                Panel::One => false,
-                Panel::Direct(factor) => is(factor, &[rank, cols]) || rank == 1 && is(factor, &[cols]),
-                Panel::Transposed(factor) => is(factor, &[cols, rank]),
-            };
-            (left && right).then_some(())?;
-        }
-        Some(())
-    }
-}
-
-/// A table of marks.
-fn table(count: u64) -> TensorInfo {
-    let shape = Shape::new(vec![count]).unwrap_or_else(|| unreachable!("one dimension does not overflow"));
-    TensorInfo { dtype: Dtype::U64, shape }
-}
-
-fn digest(factor: &Factor) -> Result<String> {
-    let mut hash = tensor_digest(factor.info());
-    pieces(factor.info().bytes(), |offset, bytes| {
-        factor.read(offset, bytes)?;
-        hash.update(bytes);
-        Ok(())
-    })?;
-    Ok(hash.finish())
-}
-
-/// SHA-256 in hexadecimal digits.
-pub(crate) fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -169,7 +169,7 @@ fn position(raw: &[u8]) -> i64 {
 }
 
 /// The distance from a positive number to the next larger one of the format.
-fn unit(stored: Float, x: f64) -> f64 {
+pub(super) fn unit(stored: Float, x: f64) -> f64 {
     let (digits, least) = match stored {
         Float::F64 => (52, -1022 + 52),
         Float::F32 => (23, -126),

@@ -5,13 +5,12 @@
 use std::hash::Hasher as _;
 use twox_hash::xxhash3_64::Hasher;
 
-use super::block::{Ground, Scratch, compute_block};
+use super::block::{Ground, compute_block};
 use super::budget::threads;
 use super::load::{each_value, float_of};
 use super::pool::each;
 use super::run::{ExecOptions, Progress, interrupted};
-use super::tasks::tiles_within;
-use super::window::{Window, windows};
+use super::window::{Window, compute_window, windows};
 use crate::error::Result;
 use crate::kernel::{Isa, largest, limit};
 use crate::plan::{Change, Origin, Panel};
@@ -39,7 +38,8 @@ pub(crate) fn prove(
         let (mark, greatest) = scan(ground, isa, file, change, window)?;
         let safe = float_of(change.info.dtype).is_some_and(|to| greatest + bounds[window.change] < limit(to));
         if !safe || !matches!(change.origin, Origin::Base { .. }) {
-            compute(ground, isa, change, window, options.tile_bytes as u64, scratch)?;
+            let (_, out) = compute_window(ground, isa, change, window, options.tile_bytes as u64, scratch, compute_block)?;
+            scratch.window = out;
         }
         Ok(mark)
     })
@@ -73,12 +73,4 @@ fn scan(ground: &dyn Ground, isa: Isa, file: usize, change: &Change<'_>, window:
         Ok(())
     })?;
     Ok((hash.finish().max(1), greatest))
-}
-
-/// Computes a window for its errors.
-fn compute(ground: &dyn Ground, isa: Isa, change: &Change<'_>, window: &Window, tile: u64, scratch: &mut Scratch) -> Result<()> {
-    for (rows, cols) in tiles_within(change, tile, window.rows.clone(), window.cols.clone()) {
-        compute_block(ground, isa, change, rows, cols, scratch)?;
-    }
-    Ok(())
 }

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 
 use super::block::{Ground, Scratch, compute_block, compute_values};
 use super::budget::threads;
-use super::journal::{Journal, sha256};
+use super::journal::Journal;
 use super::pool::each;
+use super::recipe::sha256;
 use super::run::{ExecOptions, Progress};
-use super::tasks::{size_of_value, tiles_within};
-use super::window::{Window, mark};
+use super::tasks::size_of_value;
+use super::window::{Compute, Window, compute_window, mark};
 use crate::error::{Class, Error, Result};
 use crate::io::{Durability, Exclusive};
 use crate::kernel::{Isa, Sums};
@@ -182,25 +183,7 @@ impl Roll<'_> {
     }
 
     fn compute(&self, window: &Window, scratch: &mut Scratch, block: Compute) -> Result<(Sums, Vec<u8>)> {
-        let change = &self.changes[window.change].1;
-        let (mut sums, mut out) = (Sums::default(), std::mem::take(&mut scratch.window));
-        out.resize(window.len as usize, 0);
-        let cells = (window.rows.end - window.rows.start) * (window.cols.end - window.cols.start);
-        let size = (window.len / cells.max(1)) as usize;
-        let total = (window.cols.end - window.cols.start) as usize * size;
-        for (rows, cols) in tiles_within(change, self.tile, window.rows.clone(), window.cols.clone()) {
-            sums.add(&block(self.site, self.isa, change, rows.clone(), cols.clone(), scratch)?);
-            let width = (cols.end - cols.start) as usize * size;
-            let first = (rows.start - window.rows.start) as usize * total + (cols.start - window.cols.start) as usize * size;
-            if width == total {
-                out[first..first + scratch.out.len()].copy_from_slice(&scratch.out);
-            } else {
-                for (row, bytes) in scratch.out.chunks_exact(width.max(1)).enumerate() {
-                    out[first + row * total..first + row * total + width].copy_from_slice(bytes);
-                }
-            }
-        }
-        Ok((sums, out))
+        compute_window(self.site, self.isa, &self.changes[window.change].1, window, self.tile, scratch, block)
     }
 
     /// First the marks, then the bytes: a unit whose mark is not on disk is one that was not written.
@@ -230,5 +213,3 @@ fn mend(now: &[u8], out: &mut [u8], size: usize, known: u64) -> bool {
         mark(out) == known
     })
 }
-
-type Compute = fn(&dyn Ground, Isa, &Change<'_>, std::ops::Range<u64>, std::ops::Range<u64>, &mut Scratch) -> Result<Sums>;

@@ -5,8 +5,10 @@ use std::ops::Range;
 
 use twox_hash::XxHash3_64;
 
-use super::block::rows_cols;
-use super::tasks::size_of_value;
+use super::block::{Ground, Scratch, rows_cols};
+use super::tasks::{size_of_value, tiles_within};
+use crate::error::Result;
+use crate::kernel::{Isa, Sums};
 use crate::plan::Change;
 
 /// Most bytes of one window. Part of the journal's format.
@@ -79,4 +81,32 @@ pub(super) fn windows<'c, 'a: 'c>(changes: impl Iterator<Item = &'c Change<'a>>)
 /// The mark of a unit's bytes: XXH3, never 0, which says that there is none yet.
 pub(super) fn mark(bytes: &[u8]) -> u64 {
     XxHash3_64::oneshot(bytes).max(1)
+}
+
+/// How a block is computed: with or without a look at its values.
+pub(super) type Compute = fn(&dyn Ground, Isa, &Change<'_>, Range<u64>, Range<u64>, &mut Scratch) -> Result<Sums>;
+
+/// All bytes of a window, in the buffer that `scratch` has for them, which is to be put back.
+pub(super) fn compute_window(
+    ground: &dyn Ground,
+    isa: Isa,
+    change: &Change<'_>,
+    window: &Window,
+    tile: u64,
+    scratch: &mut Scratch,
+    block: Compute,
+) -> Result<(Sums, Vec<u8>)> {
+    let (mut sums, mut out) = (Sums::default(), std::mem::take(&mut scratch.window));
+    out.resize(window.len as usize, 0);
+    let size = size_of_value(change) as usize;
+    let total = (window.cols.end - window.cols.start) as usize * size;
+    for (rows, cols) in tiles_within(change, tile, window.rows.clone(), window.cols.clone()) {
+        sums.add(&block(ground, isa, change, rows.clone(), cols.clone(), scratch)?);
+        let width = (cols.end - cols.start) as usize * size;
+        let first = (rows.start - window.rows.start) as usize * total + (cols.start - window.cols.start) as usize * size;
+        for (row, bytes) in scratch.out.chunks_exact(width.max(1)).enumerate() {
+            out[first + row * total..first + row * total + width].copy_from_slice(bytes);
+        }
+    }
+    Ok((sums, out))
 }

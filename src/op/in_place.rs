@@ -1,6 +1,6 @@
 //! `merge` into the base's own files. Everything that can be wrong is found before the first of their bytes changes, a journal says how
 //! to go on from there, and only then are they changed: interrupted anywhere, a file is what it was, or closed to readers until
-//! [`recover`](super::recover) has completed it. `spec/journal.md` has the order of the steps and the reasons.
+//! [`recover`] has completed it. `spec/journal.md` has the order of the steps and the reasons.
 
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
@@ -9,8 +9,10 @@ use std::path::{Path, PathBuf};
 use super::merge::{MergeOptions, fill_in, understand};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Diagnostic, Error, Result};
-use crate::exec::{self, Draft, ExecOptions, FileRecord, Journal, Outcome, Progress, Rolled, Site, Start};
-use crate::io::{Durability, Exclusive, OutputKind, Overwrite, Staging, disk, free_space, journal_of, parent_of, write_error};
+use crate::exec::{self, Draft, ExecOptions, FileRecord, Journal, Outcome, Progress, Rolled, Site, Start, UndoDraft};
+use crate::io::{
+    Durability, Exclusive, OutputKind, Overwrite, Staging, check_output, disk, free_space, journal_of, parent_of, write_error,
+};
 use crate::limits::Limits;
 use crate::plan::{Change, Head, Plan, Weighted};
 use crate::report::text::{count, plural};
@@ -20,19 +22,27 @@ use crate::rules;
 /// Merges `adapters` into the files of `base`. The bytes are those that [`merge`](super::merge()) would write elsewhere; only those of
 /// changed tensors are written. `base` is not to be used afterwards: its files are no longer what it read.
 ///
-/// Disk: a journal beside the files, of the size of the adapters and about 1/64 of the changed bytes, gone in the end.
+/// With `undo_log`, the tensors as they were, and what was added, are written to that new file first, for
+/// [`unmerge_by_log`](super::unmerge_by_log).
+///
+/// Disk: a journal beside the files, of the size of the adapters and about 1/64 of the changed bytes, gone in the end; the undo log.
 ///
 /// # Errors
 /// As [`merge`](super::merge()), and `U-005` if the merge needs more than new values in old places, or if the files are links or have
 /// other names; `E-011` if another merge into them is going on. Until the journal is written, nothing has changed; after an error from
-/// then on (`E-001`, `E-002`, `E-006`), which says so, [`recover`](super::recover) completes the merge.
+/// then on (`E-001`, `E-002`, `E-006`), which says so, [`recover`] completes the merge.
 pub fn merge_in_place(
     base: &Checkpoint,
     adapters: &[Weighted<'_>],
+    undo_log: Option<&Path>,
     options: &MergeOptions,
     progress: &dyn Progress,
 ) -> Result<MergeReport> {
     let (plan, mut report) = prepare(base, adapters, options)?;
+    if let Some(log) = undo_log {
+        check_output(log, OutputKind::File, &[base.path()], Overwrite::Refuse)?;
+        report.undo_log = Some(log.display().to_string());
+    }
     let limited = exec::fitted(&plan, &options.exec, exec::WINDOW)?;
     let files = open(&plan)?;
     let numbered = |shards: bool| -> Vec<(usize, &Change<'_>)> {
@@ -45,7 +55,22 @@ pub fn merge_in_place(
     let records = records(&plan, &files)?;
     let journal = journal_of(base.path());
     let draft = Draft::new(&records, &numbered(false), &old, plan.keep_nonfinite)?;
-    write_journal(&draft, &journal, base.path(), options.durability, progress)?;
+    if let Some(log) = undo_log {
+        let undo = UndoDraft::new(&plan, &old)?;
+        write_new(log, undo.len(), options.durability, progress, |file| undo.write(file, log, progress))?;
+    }
+    write_new(&journal, draft.len, options.durability, progress, |file| draft.write(file, &journal)).map_err(|error| {
+        // Nothing is changed. A log of a merge that was not begun would only mislead.
+        if let Some(log) = undo_log {
+            let _ = disk::remove_file(log);
+        }
+        match journal.symlink_metadata() {
+            Ok(_) if error.diagnostics().iter().all(|d| d.rule() != rules::OUTPUT_EXISTS) => {
+                incomplete(error, &journal, base.path())
+            }
+            _ => error,
+        }
+    })?;
     let rolled = carry_out(&journal, base.path(), files, Start::Proven, &limited, options, progress)?;
     fill_in(&mut report, &plan, &Outcome { sums: rolled.sums });
     Ok(report)
@@ -162,31 +187,33 @@ fn records(plan: &Plan<'_>, files: &[Exclusive]) -> Result<Vec<FileRecord>> {
     touched.zip(files).map(record).collect()
 }
 
-/// The journal gets its name once it is complete and on disk.
-fn write_journal(
-    draft: &Draft<'_, '_>,
+/// Writes a file beside the weights, which gets its name once it is complete and on disk. After an error it is not there, unless it
+/// cannot be removed either.
+fn write_new(
     path: &Path,
-    checkpoint: &Path,
+    len: u64,
     durability: Durability,
     progress: &dyn Progress,
+    write: impl FnOnce(&File) -> Result<()>,
 ) -> Result<()> {
-    if let Some(free) = free_space(path).filter(|&free| free < draft.len) {
-        let message = format!("the journal needs {} but {} are free", plural(draft.len, "byte"), count(free));
+    if let Some(free) = free_space(path).filter(|&free| free < len) {
+        let message = format!("the file needs {} but {} are free", plural(len, "byte"), count(free));
         return Err(Error::new(rules::SPACE, message).file(path).help("free some space, or merge into a new folder elsewhere"));
     }
     let staging = Staging::new(path, OutputKind::File, Overwrite::Refuse)?;
     let file = staging.create("")?;
-    draft.write(&file, path)?;
+    write(&file)?;
     if durability == Durability::Synced {
         staging.sync()?;
     }
     if progress.cancelled() {
         return Err(exec::interrupted());
     }
-    // Nothing is changed yet: a journal that is ours, but whose name may not be on disk, would only be in the way.
-    staging.publish(durability).map_err(|error| match is_same(&file, path) && disk::remove_file(path).is_err() {
-        true => incomplete(error, path, checkpoint),
-        false => error,
+    // Nothing is changed yet: a file that is ours, but whose name may not be on disk, would only be in the way.
+    staging.publish(durability).inspect_err(|_| {
+        if is_same(&file, path) {
+            let _ = disk::remove_file(path);
+        }
     })
 }
 

@@ -149,6 +149,7 @@ pub(super) fn understand<'a>(
         output: output.display().to_string(),
         dry_run: false,
         in_place: false,
+        undo_log: None,
         adapters: uses,
         balance: balance(&plan, adapters)?,
         tensors: Vec::new(),

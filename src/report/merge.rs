@@ -17,6 +17,8 @@ pub struct MergeReport {
     pub dry_run: bool,
     /// True if the output is the base itself.
     pub in_place: bool,
+    /// The undo log of a merge in place, if one was asked for.
+    pub undo_log: Option<String>,
     /// The adapters, in the order in which they are added.
     pub adapters: Vec<AdapterUse>,
     /// The counts, which balance.

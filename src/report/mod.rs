@@ -6,6 +6,7 @@ mod inspect;
 mod merge;
 mod recover;
 pub(crate) mod text;
+mod unmerge;
 mod validate;
 mod verify;
 
@@ -16,6 +17,7 @@ pub use inspect::{
 };
 pub use merge::{AdapterUse, Balance, ContributionReport, FileLeft, IgnoredReport, MergeReport, Narrowed, TensorReport};
 pub use recover::RecoverReport;
+pub use unmerge::UnmergeReport;
 pub use validate::{Check, ValidateReport};
 pub use verify::{DifferingTensor, StructureFinding, Ulps, Untouched, Verdict, VerifiedTensor, VerifyReport};
 

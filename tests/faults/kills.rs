@@ -14,6 +14,7 @@ fn go_on(known: &Known, folder: &std::path::Path, what: &str) {
         let done = known.recover(folder, &[]);
         assert!(done.status.success(), "{what}\n{}", String::from_utf8_lossy(&done.stderr));
     } else if known.state(folder) == State::Old {
+        known.forget_log(folder);
         assert!(known.run(folder, &[]).status.success(), "{what}");
     }
     assert_eq!(known.state(folder), State::New, "{what}");

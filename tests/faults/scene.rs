@@ -49,6 +49,18 @@ pub const IN_PLACE: Scene = Scene {
     inputs: &LLAMA,
     before: &[],
 };
+pub const UNDO: Scene = Scene {
+    name: "in place with an undo log",
+    args: &["merge", "@/model.safetensors", "-a", "@/adapter", "--in-place", "--undo-log", "@/undo", "--threads", "1"],
+    inputs: &FILE,
+    before: &[],
+};
+pub const UNMERGE: Scene = Scene {
+    name: "unmerge in place",
+    args: &["unmerge", "@/model.safetensors", "--undo-log", "@/undo", "--in-place", "--threads", "1"],
+    inputs: &FILE,
+    before: UNDO.args,
+};
 pub const IN_PLACE_FILE: Scene = Scene {
     name: "in place, one file",
     args: &["merge", "@/model.safetensors", "-a", "@/adapter", "--in-place", "--threads", "1"],
@@ -61,7 +73,7 @@ pub const CONVERT: Scene = Scene {
     inputs: &[("adapters/llama-qv-r8", "adapter")],
     before: &[],
 };
-pub const ALL: [Scene; 6] = [FOLDER, REPLACED, REPLACED_FILE, IN_PLACE, IN_PLACE_FILE, CONVERT];
+pub const ALL: [Scene; 8] = [FOLDER, REPLACED, REPLACED_FILE, IN_PLACE, IN_PLACE_FILE, UNDO, UNMERGE, CONVERT];
 
 /// What a run left.
 #[derive(Debug, PartialEq, Eq)]
@@ -123,6 +135,13 @@ impl Known {
         run(folder, &["recover", self.scene.args[1], "--threads", "1"], env)
     }
 
+    /// Removes the undo log of a merge that was not begun.
+    pub fn forget_log(&self, folder: &Path) {
+        if !self.before.contains_key(Path::new("undo")) {
+            let _ = fs::remove_file(folder.join("undo"));
+        }
+    }
+
     /// The state of a folder; staging of a killed run is not looked at.
     pub fn state(&self, folder: &Path) -> State {
         let (mut found, journal) = (read(folder), |path: &PathBuf| path.extension().is_some_and(|x| x == "journal"));
@@ -132,6 +151,12 @@ impl Known {
         }
         if found == self.after {
             return State::New;
+        }
+        // Interrupted before the journal got its name, a merge was not begun: its undo log says so.
+        let mut without_log = found.clone();
+        without_log.remove(Path::new("undo"));
+        if without_log == self.before {
+            return State::Old;
         }
         if self.scene.in_place() && found.keys().any(journal) {
             return State::Pending;

@@ -23,6 +23,9 @@ pub(super) fn text(report: &MergeReport) -> String {
     if !report.in_place {
         line(&mut text, "output", &report.output);
     }
+    if let Some(log) = &report.undo_log {
+        line(&mut text, "undo log", log);
+    }
     line(&mut text, "", &figure::bytes(report.bytes));
     if !report.files_copied.is_empty() {
         line(&mut text, "copied", &names(report.files_copied.iter().map(String::clone)));

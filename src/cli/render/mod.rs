@@ -11,6 +11,7 @@ mod merge;
 mod note;
 mod recover;
 mod table;
+mod unmerge;
 mod validate;
 mod verify;
 
@@ -27,6 +28,7 @@ pub(super) fn report(found: &Found) -> String {
         Found::Merge(report) => merge::text(report),
         Found::Convert(report) => convert::text(report),
         Found::Recover(report) => recover::text(report),
+        Found::Unmerge(report) => unmerge::text(report),
         Found::Verify(verified) => verify::text(verified),
     };
     escape::lines(&text)

@@ -1,0 +1,205 @@
+//! What is added to which tensor, as a text and tensors beside it: the part of a journal, and of an undo log, from which a merge can be
+//! computed again without the adapter. `spec/journal.md` defines it.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use super::block::rows_cols;
+use crate::adapter::Factor;
+use crate::codec::safetensors::SafetensorsFile;
+use crate::error::Result;
+use crate::io::tensor_digest;
+use crate::plan::{Change, Contribution, Origin, Panel};
+use crate::tensor::{Dtype, Shape, TensorInfo, TensorSource, is_plain_float, pieces};
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ChangeRecord {
+    pub(super) file: usize,
+    pub(super) tensor: String,
+    pub(super) dtype: Dtype,
+    shape: Vec<u64>,
+    pub(super) begin: u64,
+    /// The tensor beside the text that takes its place, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    with: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    parts: Vec<PartRecord>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct PartRecord {
+    rank: u64,
+    scale: f64,
+    left: PanelRecord,
+    right: PanelRecord,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum PanelRecord {
+    One,
+    Direct(String),
+    Transposed(String),
+}
+
+/// The tensors of a file by name, as factors.
+pub(super) type Factors = HashMap<String, Factor>;
+
+/// Writes down `changes`, each with the index of its file; `factors` takes what they need, in the order of its names.
+pub(super) fn record<'a>(changes: &[(usize, &Change<'a>)], factors: &mut Vec<&'a Factor>) -> Vec<ChangeRecord> {
+    let mut name = |factor: &'a Factor| {
+        factors.push(factor);
+        factor_name(factors.len() - 1)
+    };
+    let mut records = Vec::new();
+    for (file, change) in changes {
+        let with = match change.origin {
+            Origin::Adapter(factor) => Some(name(factor)),
+            Origin::Base { .. } => None,
+        };
+        let mut panel = |panel: &Panel<'a>| match panel {
+            Panel::One => PanelRecord::One,
+            Panel::Direct(factor) => PanelRecord::Direct(name(factor)),
+            Panel::Transposed(factor) => PanelRecord::Transposed(name(factor)),
+        };
+        let part =
+            |c: &Contribution<'a>| PartRecord { rank: c.rank, scale: c.scale, left: panel(&c.left), right: panel(&c.right) };
+        records.push(ChangeRecord {
+            file: *file,
+            tensor: change.name.clone(),
+            dtype: change.info.dtype,
+            shape: change.info.shape.dims().to_vec(),
+            begin: change.begin,
+            with,
+            parts: change.contributions.iter().map(part).collect(),
+        });
+    }
+    records
+}
+
+/// The name of a factor in the file.
+pub(super) fn factor_name(index: usize) -> String {
+    format!("loratool.factor.{index}")
+}
+
+/// All tensors of a file; those that it states digests of are held against them.
+///
+/// # Errors
+/// `E-001`, `E-004`; in the inner result what is wrong with the file.
+pub(super) fn factors(file: SafetensorsFile, digests: &BTreeMap<String, String>) -> Result<std::result::Result<Factors, String>> {
+    let source: Arc<dyn TensorSource> = Arc::new(file);
+    let factors: Factors = source.names().filter_map(|name| Some((name.to_owned(), Factor::new(&source, name)?))).collect();
+    for (name, stated) in digests {
+        let Some(factor) = factors.get(name) else { return Ok(Err(format!("there is no {name:?}"))) };
+        if *stated != digest(factor)? {
+            return Ok(Err(format!("{name:?} is not what its digest names")));
+        }
+    }
+    Ok(Ok(factors))
+}
+
+/// Digests of the factors, under the names that they have in the file.
+pub(super) fn digests(factors: &[&Factor]) -> Result<BTreeMap<String, String>> {
+    factors.iter().enumerate().map(|(index, factor)| Ok((factor_name(index), digest(factor)?))).collect()
+}
+
+/// The digest of a table of marks.
+pub(super) fn digest_of_marks(marks: &[u64]) -> String {
+    let mut hash = tensor_digest(&table(marks.len() as u64));
+    marks.iter().for_each(|mark| hash.update(&mark.to_le_bytes()));
+    hash.finish()
+}
+
+/// What a table of marks is in a file.
+pub(super) fn table(count: u64) -> TensorInfo {
+    let shape = Shape::new(vec![count]).unwrap_or_else(|| unreachable!("one dimension does not overflow"));
+    TensorInfo { dtype: Dtype::U64, shape }
+}
+
+/// Reads a table of marks.
+///
+/// # Errors
+/// `E-001`, `E-004`.
+pub(super) fn marks(factor: &Factor) -> Result<Vec<u64>> {
+    let mut marks = Vec::new();
+    pieces(factor.info().bytes(), |offset, bytes| {
+        factor.read(offset, bytes)?;
+        marks.extend(bytes.as_chunks::<8>().0.iter().map(|mark| u64::from_le_bytes(*mark)));
+        Ok(())
+    })?;
+    Ok(marks)
+}
+
+/// SHA-256 in hexadecimal digits.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl ChangeRecord {
+    /// What is recorded, with the index of its file; `None` if it names a factor that is not there.
+    pub(super) fn change<'f>(&self, factors: &'f Factors) -> Option<(usize, Change<'f>)> {
+        let record = self;
+        let info = TensorInfo { dtype: record.dtype, shape: Shape::new(record.shape.clone())? };
+        let origin = match &record.with {
+            Some(name) => Origin::Adapter(factors.get(name)?),
+            None => Origin::Base { shard: record.file, begin: record.begin, info: info.clone() },
+        };
+        let panel = |record: &PanelRecord| {
+            Some(match record {
+                PanelRecord::One => Panel::One,
+                PanelRecord::Direct(name) => Panel::Direct(factors.get(name)?),
+                PanelRecord::Transposed(name) => Panel::Transposed(factors.get(name)?),
+            })
+        };
+        let part = |part: &PartRecord| {
+            let (left, right) = (panel(&part.left)?, panel(&part.right)?);
+            Some(Contribution { adapter: 0, left, right, rank: part.rank, scale: part.scale })
+        };
+        let contributions: Option<Vec<_>> = record.parts.iter().map(part).collect();
+        let (name, begin) = (record.tensor.clone(), record.begin);
+        Some((record.file, Change { name, info, begin, origin, contributions: contributions?, added: false }))
+    }
+
+    /// `None` if the change does not fit its factors.
+    pub(super) fn fits(&self, change: &Change<'_>) -> Option<()> {
+        let is = |factor: &Factor, dims: &[u64]| factor.info().shape.dims() == dims && is_plain_float(factor.info().dtype);
+        if let Origin::Adapter(with) = change.origin {
+            (with.info().shape == change.info.shape && is_plain_float(with.info().dtype)).then_some(())?;
+        } else if self.parts.is_empty() {
+            return None;
+        }
+        let (rows, cols) = rows_cols(change);
+        for part in &change.contributions {
+            let rank = part.rank;
+            (rank > 0 && part.scale.is_finite()).then_some(())?;
+            let left = match part.left {
+                Panel::One => rows == 1 && rank == 1,
+                Panel::Direct(factor) => is(factor, &[rows, rank]),
+                Panel::Transposed(factor) => is(factor, &[rank, rows]),
+            };
+            let right = match part.right {
+                Panel::One => false,
+                Panel::Direct(factor) => is(factor, &[rank, cols]) || rank == 1 && is(factor, &[cols]),
+                Panel::Transposed(factor) => is(factor, &[cols, rank]),
+            };
+            (left && right).then_some(())?;
+        }
+        Some(())
+    }
+}
+
+/// The tensor digest of a factor.
+fn digest(factor: &Factor) -> Result<String> {
+    let mut hash = tensor_digest(factor.info());
+    pieces(factor.info().bytes(), |offset, bytes| {
+        factor.read(offset, bytes)?;
+        hash.update(bytes);
+        Ok(())
+    })?;
+    Ok(hash.finish())
+}

@@ -112,8 +112,8 @@ fn nothing_is_undone_that_was_not_done_or_has_changed_since() {
     let scene = Scene::new("models/llama-tiny-f32", "adapters/llama-qv-r8");
     let undo = "unmerge @/model --undo-log @/undo --in-place";
     scene.good("merge @/model -a + --in-place --undo-log @/undo");
-    scene.refused("merge @/model -a + --in-place --undo-log @/undo", 2, "U-002");
-    scene.refused("merge @/model -a + --in-place --undo-log @/model/undo", 2, "U-003");
+    scene.refused("merge @/model -a + --allow-repeat --in-place --undo-log @/undo", 2, "U-002");
+    scene.refused("merge @/model -a + --allow-repeat --in-place --undo-log @/model/undo", 2, "U-003");
     // Something else was merged on top.
     scene.good(&format!("merge @/model -a {}:0.5 --in-place", fixture("adapters/llama-all-r4").display()));
     scene.refused(undo, 9, "changed since");

@@ -30,7 +30,10 @@ fn adapter(name: &str) -> Adapter {
 fn merged(base: &Checkpoint, adapters: &[Weighted<'_>]) -> (TempDir, PathBuf) {
     let scratch = tempfile::tempdir().unwrap();
     let path = scratch.path().join("merged");
-    merge(base, adapters, &path, &MergeOptions::default(), &()).unwrap();
+    // Merging twice is one of the faults that is planted.
+    let mut options = MergeOptions::default();
+    options.allow_repeat = true;
+    merge(base, adapters, &path, &options, &()).unwrap();
     (scratch, path)
 }
 

@@ -37,6 +37,9 @@ struct Manifest {
     window: u64,
     unit: u64,
     keep_nonfinite: bool,
+    /// The text of the folder's record of merges afterwards, empty if it has none then; absent for a single file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    record: Option<String>,
     files: Vec<FileRecord>,
     changes: Vec<ChangeRecord>,
     /// Digests of all tensors but [`NEW`].
@@ -88,6 +91,7 @@ impl<'c, 'a> Draft<'c, 'a> {
         changes: &[(usize, &'c Change<'a>)],
         old: &'c [u64],
         keep_nonfinite: bool,
+        record_after: Option<String>,
     ) -> Result<Self> {
         let mut factors: Vec<&'a Factor> = Vec::new();
         let records = record(changes, &mut factors);
@@ -100,6 +104,7 @@ impl<'c, 'a> Draft<'c, 'a> {
             window: WINDOW,
             unit: UNIT,
             keep_nonfinite,
+            record: record_after,
             files: files.to_vec(),
             changes: records,
             digests,
@@ -183,6 +188,11 @@ impl Journal {
     /// The files that it is about.
     pub(crate) fn files(&self) -> &[FileRecord] {
         &self.manifest.files
+    }
+
+    /// What the record of the folder's merges is to be, if it is a folder; empty for none.
+    pub(crate) fn record(&self) -> Option<&str> {
+        self.manifest.record.as_deref()
     }
 
     /// Base values that are not finite are left as they are.

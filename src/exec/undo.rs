@@ -35,6 +35,8 @@ struct Manifest {
     version: u32,
     window: u64,
     keep_nonfinite: bool,
+    /// The adapters that were merged: name, content root, weight.
+    merged: Vec<(String, String, f64)>,
     /// `file` is the place in this list, and `begin` is 0.
     changes: Vec<ChangeRecord>,
     /// Digests of [`OLD`] and of the factors.
@@ -51,11 +53,12 @@ pub(crate) struct UndoDraft<'c, 'a> {
 }
 
 impl<'c, 'a> UndoDraft<'c, 'a> {
-    /// Of a plan that only changes tensors where they are; `old` are the marks of their windows.
+    /// Of a plan that only changes tensors where they are; `old` are the marks of their windows,
+    /// and `merged` names the adapters.
     ///
     /// # Errors
     /// `E-001`, `E-004` if a factor cannot be read.
-    pub(crate) fn new(plan: &'c Plan<'a>, old: &'c [u64]) -> Result<Self> {
+    pub(crate) fn new(plan: &'c Plan<'a>, old: &'c [u64], merged: Vec<(String, String, f64)>) -> Result<Self> {
         let changes: Vec<&Change<'a>> = plan.changes().collect();
         let mut factors = Vec::new();
         let numbered: Vec<_> = changes.iter().copied().enumerate().collect();
@@ -64,7 +67,7 @@ impl<'c, 'a> UndoDraft<'c, 'a> {
         let mut digests = digests(&factors)?;
         digests.insert(OLD.to_owned(), digest_of_marks(old));
         let keep_nonfinite = plan.keep_nonfinite;
-        let manifest = Manifest { version: VERSION, window: WINDOW, keep_nonfinite, changes: records, digests };
+        let manifest = Manifest { version: VERSION, window: WINDOW, keep_nonfinite, merged, changes: records, digests };
         let text = serde_json::to_string(&manifest)
             .map_err(|e| Error::new(rules::JOURNAL, format!("the undo log cannot be written: {e}")))?;
         let metadata = [(MANIFEST_DIGEST.to_owned(), sha256(text.as_bytes())), (MANIFEST.to_owned(), text)];
@@ -162,6 +165,11 @@ impl UndoLog {
     /// The tensors that it puts back.
     pub(crate) fn originals(&self) -> impl Iterator<Item = (&str, &Factor)> {
         self.manifest.changes.iter().filter_map(|record| Some((record.tensor.as_str(), self.factors.get(&record.tensor)?)))
+    }
+
+    /// The adapters that were merged: name, content root, weight.
+    pub(crate) fn merged(&self) -> &[(String, String, f64)] {
+        &self.manifest.merged
     }
 
     fn changes(&self) -> Vec<Change<'_>> {

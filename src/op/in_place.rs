@@ -6,6 +6,7 @@ use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::lineage::{self, Merged, RECORD};
 use super::merge::{MergeOptions, fill_in, understand};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Diagnostic, Error, Result};
@@ -38,7 +39,19 @@ pub fn merge_in_place(
     options: &MergeOptions,
     progress: &dyn Progress,
 ) -> Result<MergeReport> {
-    let (plan, mut report) = prepare(base, adapters, options)?;
+    merge_in_place_as(base, adapters, None, undo_log, options, progress)
+}
+
+/// [`merge_in_place`], recorded as `entries` if they are given.
+pub(super) fn merge_in_place_as(
+    base: &Checkpoint,
+    adapters: &[Weighted<'_>],
+    entries: Option<Vec<Merged>>,
+    undo_log: Option<&Path>,
+    options: &MergeOptions,
+    progress: &dyn Progress,
+) -> Result<MergeReport> {
+    let (plan, mut report, record) = prepare(base, adapters, entries, options)?;
     if let Some(log) = undo_log {
         check_output(log, OutputKind::File, &[base.path()], Overwrite::Refuse)?;
         report.undo_log = Some(log.display().to_string());
@@ -54,9 +67,13 @@ pub fn merge_in_place(
     let old = exec::prove(&plan, &numbered(true), &limited, progress)?;
     let records = records(&plan, &files)?;
     let journal = journal_of(base.path());
-    let draft = Draft::new(&records, &numbered(false), &old, plan.keep_nonfinite)?;
+    let draft = Draft::new(&records, &numbered(false), &old, plan.keep_nonfinite, base.is_folder().then_some(record))?;
     if let Some(log) = undo_log {
-        let undo = UndoDraft::new(&plan, &old)?;
+        let undo = UndoDraft::new(
+            &plan,
+            &old,
+            lineage::entries(adapters)?.into_iter().map(|m| (m.adapter, m.content, m.weight)).collect(),
+        )?;
         write_new(log, undo.len(), options.durability, progress, |file| undo.write(file, log, progress))?;
     }
     write_new(&journal, draft.len, options.durability, progress, |file| draft.write(file, &journal)).map_err(|error| {
@@ -81,7 +98,7 @@ pub fn merge_in_place(
 /// # Errors
 /// As [`merge_in_place`], but for what only the values can tell.
 pub fn dry_run_in_place(base: &Checkpoint, adapters: &[Weighted<'_>], options: &MergeOptions) -> Result<MergeReport> {
-    let (plan, mut report) = prepare(base, adapters, options)?;
+    let (plan, mut report, _) = prepare(base, adapters, None, options)?;
     open(&plan)?;
     report.dry_run = true;
     Ok(report)
@@ -123,15 +140,20 @@ pub fn recover(path: &Path, options: &RecoverOptions, progress: &dyn Progress) -
     Ok(RecoverReport { path, journal, files: names, tensors, bytes: rolled.written })
 }
 
-fn prepare<'a>(base: &'a Checkpoint, adapters: &[Weighted<'a>], options: &MergeOptions) -> Result<(Plan<'a>, MergeReport)> {
-    let (plan, mut report) = understand(base, adapters, base.path(), options)?;
+fn prepare<'a>(
+    base: &'a Checkpoint,
+    adapters: &[Weighted<'a>],
+    entries: Option<Vec<Merged>>,
+    options: &MergeOptions,
+) -> Result<(Plan<'a>, MergeReport, String)> {
+    let (plan, mut report, record) = understand(base, adapters, entries, base.path(), options)?;
     refuse_moves(&plan)?;
     report.in_place = true;
     report.files_copied.clear();
     report.files_left.clear();
     report.bytes = plan.changes().map(|change| change.info.bytes()).sum();
     report.memory = exec::memory(&plan, &exec::fitted(&plan, &options.exec, exec::WINDOW)?, exec::WINDOW);
-    Ok((plan, report))
+    Ok((plan, report, record))
 }
 
 /// In place, every tensor keeps its place, and no other file changes.
@@ -236,6 +258,9 @@ fn carry_out(
         let journal = Journal::open(path, &options.limits)?;
         let site = Site::new(&journal, checkpoint, files)?;
         let rolled = exec::roll_forward(&journal, &site, start, exec, options.durability, progress)?;
+        if let Some(record) = journal.record() {
+            write_record(&parent_of(path).join(RECORD), record, options.durability)?;
+        }
         disk::remove_file(path).map_err(|e| write_error(path, e))?;
         if options.durability == Durability::Synced {
             disk::sync_dir(parent_of(path)).map_err(|e| write_error(path, e))?;
@@ -243,6 +268,22 @@ fn carry_out(
         Ok(rolled)
     };
     roll().map_err(|error| incomplete(error, path, checkpoint))
+}
+
+/// The record of a folder's merges: as the journal says, however often.
+fn write_record(path: &Path, text: &str, durability: Durability) -> Result<()> {
+    if text.is_empty() {
+        return match path.symlink_metadata() {
+            Ok(_) => disk::remove_file(path).map_err(|e| write_error(path, e)),
+            Err(_) => Ok(()),
+        };
+    }
+    let staging = Staging::new(path, OutputKind::File, Overwrite::Replace)?;
+    disk::write_at(&staging.create("")?, text.as_bytes(), 0).map_err(|e| write_error(path, e))?;
+    if durability == Durability::Synced {
+        staging.sync()?;
+    }
+    staging.publish(durability)
 }
 
 /// An error that leaves a journal, and says what to do with it.

@@ -3,8 +3,9 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use super::digests::{content, verify_stated};
+use super::digests::verify_stated;
 use super::identity;
+use super::lineage::{self, Merged, RECORD, Record};
 use crate::checkpoint::Checkpoint;
 use crate::codec::safetensors::{SafetensorsFile, Strictness};
 use crate::error::{Diagnostic, Error, Result};
@@ -59,7 +60,19 @@ pub fn merge(
     options: &MergeOptions,
     progress: &dyn Progress,
 ) -> Result<MergeReport> {
-    let (plan, mut report) = prepare(base, adapters, output, options)?;
+    merge_as(base, adapters, None, output, options, progress)
+}
+
+/// [`merge`], recorded as `entries` if they are given.
+pub(super) fn merge_as(
+    base: &Checkpoint,
+    adapters: &[Weighted<'_>],
+    entries: Option<Vec<Merged>>,
+    output: &Path,
+    options: &MergeOptions,
+    progress: &dyn Progress,
+) -> Result<MergeReport> {
+    let (plan, mut report, record) = prepare(base, adapters, entries, output, options)?;
     let exec = exec::fitted(&plan, &options.exec, 0)?;
     let kind = output_kind(base);
     let staging = Staging::new(output, kind, options.overwrite)?;
@@ -67,6 +80,9 @@ pub fn merge(
         exec::run(&plan, &exec, options.durability, progress, |name| Ok((staging.create(name)?, staging.target_of(name))))?;
     if kind == OutputKind::Folder {
         write_companions(&plan, &staging)?;
+        if !record.is_empty() {
+            staging.write(RECORD, record.as_bytes())?;
+        }
     }
     if options.durability == Durability::Synced {
         staging.sync()?;
@@ -85,7 +101,7 @@ pub fn merge(
 /// # Errors
 /// As [`merge`], but for what only the values can tell.
 pub fn dry_run(base: &Checkpoint, adapters: &[Weighted<'_>], output: &Path, options: &MergeOptions) -> Result<MergeReport> {
-    let (_, mut report) = prepare(base, adapters, output, options)?;
+    let (_, mut report, _) = prepare(base, adapters, None, output, options)?;
     report.dry_run = true;
     Ok(report)
 }
@@ -97,30 +113,33 @@ fn output_kind(base: &Checkpoint) -> OutputKind {
 fn prepare<'a>(
     base: &'a Checkpoint,
     adapters: &[Weighted<'a>],
+    entries: Option<Vec<Merged>>,
     output: &Path,
     options: &MergeOptions,
-) -> Result<(Plan<'a>, MergeReport)> {
+) -> Result<(Plan<'a>, MergeReport, String)> {
     let mut inputs: Vec<PathBuf> = vec![base.path().to_owned()];
     inputs.extend(adapters.iter().map(|w| PathBuf::from(w.adapter.label())));
     let inputs: Vec<&Path> = inputs.iter().map(PathBuf::as_path).collect();
     check_output(output, output_kind(base), &inputs, options.overwrite)?;
-    let (plan, mut report) = understand(base, adapters, output, options)?;
+    let (plan, mut report, record) = understand(base, adapters, entries, output, options)?;
     let needed = plan.bytes();
     if let Some(free) = free_space(output).filter(|&free| free < needed) {
         let message = format!("the output needs {} but {} are free", plural(needed, "byte"), count(free));
         return Err(Error::new(rules::SPACE, message).file(output).help("free some space, or write elsewhere"));
     }
     report.memory = exec::memory(&plan, &exec::fitted(&plan, &options.exec, 0)?, 0);
-    Ok((plan, report))
+    Ok((plan, report, record))
 }
 
-/// What a merge will do, wherever it goes, and the report of it: all checks but those of the output.
+/// What a merge will do, wherever it goes, the report of it, and the record that a folder gets: all checks but those of the output.
+/// What is done is recorded as `entries` if they are given, and otherwise as the merge of the adapters.
 pub(super) fn understand<'a>(
     base: &'a Checkpoint,
     adapters: &[Weighted<'a>],
+    entries: Option<Vec<Merged>>,
     output: &Path,
     options: &MergeOptions,
-) -> Result<(Plan<'a>, MergeReport)> {
+) -> Result<(Plan<'a>, MergeReport, String)> {
     if adapters.is_empty() {
         return Err(Error::new(rules::ARGUMENT, "no adapter is given"));
     }
@@ -133,9 +152,18 @@ pub(super) fn understand<'a>(
         }
     }
     let plan = Plan::new(base, adapters, &options.bind, &options.limits)?;
-    if !options.allow_repeat {
-        check_repeats(adapters)?;
-    }
+    let record = Record::of(base)?;
+    let entries = match entries {
+        Some(entries) => entries,
+        None => {
+            let entries = lineage::entries(adapters)?;
+            if !options.allow_repeat {
+                refuse_repeats(adapters, &entries)?;
+                record.refuse_again(base, adapters, &entries)?;
+            }
+            entries
+        }
+    };
     let mut uses = Vec::new();
     let mut warnings: Vec<Diagnostic> = base.warnings().to_vec();
     for (index, weighted) in adapters.iter().enumerate() {
@@ -165,25 +193,27 @@ pub(super) fn understand<'a>(
     for shard in &plan.shards {
         report.tensors.extend(shard.changes.iter().map(|change| tensor_report(change, &shard.file_name)));
     }
-    for companion in base.companions() {
+    for companion in base.companions().iter().filter(|companion| companion.relative != Path::new(RECORD)) {
         let name = companion.relative.display().to_string();
         match companion.copy {
             true => report.files_copied.push(name),
             false => report.files_left.push(FileLeft { file: name, reason: companion.why.to_owned() }),
         }
     }
-    Ok((plan, report))
+    let record = if base.is_folder() { record.with(&entries) } else { String::new() };
+    Ok((plan, report, record))
 }
 
 /// Two adapters with the same tensors are one adapter under two names.
 pub(super) fn check_repeats(adapters: &[Weighted<'_>]) -> Result<()> {
-    let mut seen: HashMap<String, &str> = HashMap::new();
-    if adapters.len() < 2 {
-        return Ok(());
-    }
-    for weighted in adapters {
+    if adapters.len() < 2 { Ok(()) } else { refuse_repeats(adapters, &lineage::entries(adapters)?) }
+}
+
+fn refuse_repeats(adapters: &[Weighted<'_>], entries: &[Merged]) -> Result<()> {
+    let mut seen: HashMap<&str, &str> = HashMap::new();
+    for (weighted, entry) in adapters.iter().zip(entries) {
         let label = weighted.adapter.label();
-        if let Some(first) = seen.insert(content(weighted.adapter, || Ok(()))?.finish(), label) {
+        if let Some(first) = seen.insert(&entry.content, label) {
             let message = format!("the adapter is the same as {first:?}, by its content");
             let help = "to apply it twice, pass --allow-repeat; to apply more of it, give it a weight";
             return Err(Error::new(rules::ADAPTER_ONCE, message).file(label).help(help));
@@ -319,7 +349,7 @@ fn ratio(x: f64, y: f64) -> Option<f64> {
 /// The small files: copied as they are, but for the index and the config where the plan changes what they say.
 fn write_companions(plan: &Plan<'_>, staging: &Staging) -> Result<()> {
     let base = plan.base;
-    let is_rewritten = |name: &Path| plan.untied && name == Path::new(CONFIG);
+    let is_rewritten = |name: &Path| name == Path::new(RECORD) || plan.untied && name == Path::new(CONFIG);
     for companion in base.companions().iter().filter(|c| c.copy && !is_rewritten(&c.relative)) {
         staging.copy(&base.path().join(&companion.relative), &companion.relative)?;
     }

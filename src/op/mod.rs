@@ -7,6 +7,7 @@ mod identity;
 mod in_place;
 mod inspect;
 mod judge;
+mod lineage;
 mod merge;
 mod overall;
 mod unmerge;

@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
-use super::in_place::merge_in_place;
-use super::merge::{MergeOptions, merge};
+use super::in_place::merge_in_place_as;
+use super::lineage::Merged;
+use super::merge::{MergeOptions, merge_as};
 use crate::adapter::{Adapter, AdapterParts, Replacement};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
@@ -17,7 +18,7 @@ use crate::report::{MergeReport, UnmergeReport};
 ///
 /// # Errors
 /// `E-010` if the log is damaged, or if `merged` does not hold what that merge wrote, so that something else would be lost; otherwise
-/// as [`merge`](super::merge()) and [`merge_in_place`].
+/// as [`merge`](super::merge()) and [`merge_in_place`](super::merge_in_place).
 pub fn unmerge_by_log(
     merged: &Checkpoint,
     log: &Path,
@@ -35,7 +36,13 @@ pub fn unmerge_by_log(
         ..Default::default()
     };
     let adapter = Adapter::new(parts, &options.limits)?;
-    let done = carry_out(merged, &[Weighted::full(&adapter)], output, options, progress)?;
+    let undone = |(adapter, content, weight): &(String, String, f64)| Merged {
+        adapter: adapter.clone(),
+        content: content.clone(),
+        weight: -weight,
+    };
+    let entries = Some(opened.merged().iter().map(undone).collect());
+    let done = carry_out(merged, &[Weighted::full(&adapter)], entries, output, options, progress)?;
     let values = done.tensors.iter().map(|tensor| tensor.elements).sum();
     let whole = Restored { values, certain: values, error: 0.0, size: 0.0 };
     Ok(report(done, "undo log", whole))
@@ -46,7 +53,7 @@ pub fn unmerge_by_log(
 ///
 /// # Errors
 /// `A-010` if the merge put a full tensor in the place of another, which subtracting does not bring back; otherwise as
-/// [`merge`](super::merge()) and [`merge_in_place`].
+/// [`merge`](super::merge()) and [`merge_in_place`](super::merge_in_place).
 pub fn unmerge_by_subtraction(
     merged: &Checkpoint,
     adapters: &[Weighted<'_>],
@@ -58,19 +65,20 @@ pub fn unmerge_by_subtraction(
     let plan = Plan::new(merged, &negated, &options.bind, &options.limits)?;
     let restored = on_threads(&options.exec, || exec::restored(&plan, progress))?;
     drop(plan);
-    Ok(report(carry_out(merged, &negated, output, options, progress)?, "subtraction", restored))
+    Ok(report(carry_out(merged, &negated, None, output, options, progress)?, "subtraction", restored))
 }
 
 fn carry_out(
     merged: &Checkpoint,
     adapters: &[Weighted<'_>],
+    entries: Option<Vec<Merged>>,
     output: Option<&Path>,
     options: &MergeOptions,
     progress: &dyn Progress,
 ) -> Result<MergeReport> {
     match output {
-        Some(output) => merge(merged, adapters, output, options, progress),
-        None => merge_in_place(merged, adapters, None, options, progress),
+        Some(output) => merge_as(merged, adapters, entries, output, options, progress),
+        None => merge_in_place_as(merged, adapters, entries, None, options, progress),
     }
 }
 

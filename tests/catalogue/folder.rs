@@ -365,7 +365,7 @@ fn x02_other_files_that_are_links_out_of_the_folder_are_not_copied() {
         .link("base/config.json", "../secrets/config.json");
     let scene = scene.link("base/tokenizer.json", "/etc/hostname").link("base/sub", "../secrets").link("base/vocab.txt", "gone");
     let merged = scene.merged();
-    assert_eq!(merged.files.keys().collect::<Vec<_>>(), ["model.safetensors"]);
+    assert_eq!(merged.files.keys().collect::<Vec<_>>(), ["loratool.merge.json", "model.safetensors"]);
     let left: Vec<&str> = merged.report.files_left.iter().map(|left| left.file.as_str()).collect();
     assert_eq!(left, ["config.json", "sub", "tokenizer.json", "vocab.txt"]);
     assert_eq!(merged.warned(), ["K-008"]);
@@ -380,7 +380,7 @@ fn x09_a_second_set_of_weights_is_left_and_named() {
         let merged = scene.merged();
         assert_eq!(merged.warned(), ["K-011"]);
         assert!(merged.report.warnings[0].message.contains(extra), "{}", merged.report.warnings[0].message);
-        assert_eq!(merged.files.keys().collect::<Vec<_>>(), [ONE, TWO, "model.safetensors.index.json"]);
+        assert_eq!(merged.files.keys().collect::<Vec<_>>(), ["loratool.merge.json", ONE, TWO, "model.safetensors.index.json"]);
         assert_eq!(merged.files[ONE], Scene::sharded().merged().files[ONE]);
     }
 }
@@ -456,7 +456,10 @@ fn x16_code_and_pickles_are_neither_read_nor_copied() {
     let mut found: Vec<String> =
         fs::read_dir(scene.at("out")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     found.sort_unstable();
-    assert_eq!(found, ["LICENSE", "config.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "vocab.txt"]);
+    assert_eq!(
+        found,
+        ["LICENSE", "config.json", "loratool.merge.json", "model.safetensors", "tokenizer.json", "tokenizer.model", "vocab.txt"]
+    );
     assert_eq!(report.files_copied, copied);
     assert_eq!(report.files_left.iter().map(|left| left.file.as_str()).collect::<Vec<_>>(), left);
 }

@@ -482,7 +482,7 @@ fn h36_names_that_look_like_paths_are_data() {
     let names = ["../../x", "con", "/tmp/loratool-h36", "..", "a/b", "C:\\x", "base/model.safetensors"];
     let odd = names.map(|name| floats(name, "F32", &[1], &[7.0]));
     let merged = Scene::sound().base(&[vec![weight(), norm()], odd.to_vec()].concat()).merged();
-    assert_eq!(merged.files.keys().collect::<Vec<_>>(), ["model.safetensors"]);
+    assert_eq!(merged.files.keys().collect::<Vec<_>>(), ["loratool.merge.json", "model.safetensors"]);
     assert!(names.iter().all(|name| merged.tensor(name) == raw("F32", &[7.0])));
     assert!(!Path::new("/tmp/loratool-h36").exists());
 }

@@ -222,7 +222,7 @@ def record(args, results, text):
     facts = {"date": datetime.date.today().isoformat(), "commit": commit, "size": args.size, "cpu": models[0],
              "cores": os.cpu_count(), "memory_gib": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 30,
              "kernel": platform.release(), "file_system": file_system(args.work)}
-    stem = os.path.join(HERE, "record", f"{facts['date']}-{args.size}")
+    stem = os.path.join(HERE, "record", f"{facts['date']}-{args.size}-{commit}")
     with open(stem + ".json", "w") as file:
         json.dump(facts | {"runs": results}, file, indent=1)
     with open(stem + ".md", "w") as file:

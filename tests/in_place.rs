@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use common::fixture;
+use common::{bytes, copy_folder, fixture};
 use loratool::{MergeOptions, Progress, RecoverOptions, Weighted, merge, merge_in_place, open_adapter, open_checkpoint, recover};
 
 /// Model, adapter: each dtype, both orientations, factors of embeddings, full tensors; one file (the first) and several.
@@ -24,24 +24,6 @@ const PAIRS: [(&str, &str); 8] = [
     ("models/t5-tiny", "adapters/t5-qv"),
 ];
 
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-    }
-}
-
-/// Names and bytes of a folder's files.
-fn bytes(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut files: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .map(|e| e.unwrap().path())
-        .map(|p| (p.file_name().unwrap().into(), fs::read(&p).unwrap()))
-        .collect();
-    files.sort();
-    files
-}
-
 /// A copy of a model, and what a merge elsewhere makes of it.
 struct Scene {
     folder: tempfile::TempDir,
@@ -51,7 +33,7 @@ struct Scene {
 impl Scene {
     fn new(model: &str, adapter: &str) -> Scene {
         let folder = tempfile::tempdir().unwrap();
-        copy(&fixture(model), &folder.path().join("model"));
+        copy_folder(&fixture(model), &folder.path().join("model"));
         let scene = Scene { folder, adapter: fixture(adapter) };
         let base = open_checkpoint(scene.model()).unwrap();
         let adapter = open_adapter(&scene.adapter).unwrap();

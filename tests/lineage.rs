@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use common::fixture;
+use common::{copy_folder, fixture};
 use serde_json::Value;
 
 const RECORD: &str = "loratool.merge.json";
@@ -71,10 +71,7 @@ impl Scene {
     }
 
     fn copy(&self, name: &str) -> PathBuf {
-        fs::create_dir(self.path(name)).unwrap();
-        for entry in fs::read_dir(&self.base).unwrap().map(Result::unwrap) {
-            fs::copy(entry.path(), self.path(name).join(entry.file_name())).unwrap();
-        }
+        copy_folder(&self.base, &self.path(name));
         self.path(name)
     }
 }

@@ -3,10 +3,10 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, Output};
 
-use common::fixture;
+use common::{bytes, copy_folder, fixture};
 use safetensors::SafeTensors;
 
 /// Model, adapter: each dtype, both orientations, biases, embeddings, full tensors.
@@ -28,11 +28,7 @@ struct Scene {
 impl Scene {
     fn new(model: &str, adapter: &str) -> Scene {
         let folder = tempfile::tempdir().unwrap();
-        let to = folder.path().join("model");
-        fs::create_dir(&to).unwrap();
-        for entry in fs::read_dir(fixture(model)).unwrap().map(Result::unwrap) {
-            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-        }
+        copy_folder(&fixture(model), &folder.path().join("model"));
         Scene { folder, adapter: fixture(adapter) }
     }
 
@@ -63,16 +59,6 @@ impl Scene {
         assert!(output.status.code() == Some(code) && said.contains(text), "{command}: {:?} {said}", output.status);
         assert!(bytes(&self.path("model")) == before);
     }
-}
-
-fn bytes(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
-    let mut files: Vec<_> = fs::read_dir(folder)
-        .unwrap()
-        .map(|e| e.unwrap().path())
-        .map(|p| (p.file_name().unwrap().into(), fs::read(&p).unwrap()))
-        .collect();
-    files.sort();
-    files
 }
 
 #[test]

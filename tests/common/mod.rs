@@ -11,6 +11,20 @@ pub fn fixture(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures").join(path)
 }
 
+/// Copies the files of a folder into a new one.
+pub fn copy_folder(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+/// Names and bytes of a folder's files.
+pub fn bytes(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let paths = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path());
+    paths.map(|p| (p.file_name().unwrap().into(), std::fs::read(&p).unwrap())).collect()
+}
+
 /// Values of one tensor, widened to f64 by the `half` crate and the reference reader, not by our own kernels.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Values {

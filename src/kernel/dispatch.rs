@@ -42,7 +42,7 @@ impl Isa {
         ];
         #[cfg(target_arch = "x86_64")]
         {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("popcnt") {
                 found.push(Isa::Avx2);
             }
             if found.contains(&Isa::Avx2)
@@ -96,13 +96,13 @@ fn fused<V: Value, R: Vector, const ROWS: usize, const K: usize>(tile: &mut Tile
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
+#[target_feature(enable = "avx2,fma,popcnt")]
 fn avx2<V: Value>(tile: &mut Tile<'_>, parts: &[Part<'_, V>]) -> Sums {
     fused::<V, __m256, 2, 4>(tile, parts)
 }
 
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+#[target_feature(enable = "avx2,fma,popcnt,avx512f,avx512bw,avx512dq,avx512vl")]
 fn avx512<V: Value>(tile: &mut Tile<'_>, parts: &[Part<'_, V>]) -> Sums {
     fused::<V, __m512, 4, 2>(tile, parts)
 }

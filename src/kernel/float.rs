@@ -128,57 +128,6 @@ macro_rules! stored_as {
     };
 }
 
-/// A 16-bit format, reached from f32 without a detour.
-pub(super) trait Half: Format<Bits = u16> {
-    /// Magnitudes from here on are rounded by dropping a fixed number of bits.
-    const SMALLEST: f32;
-    /// The largest magnitude that f32 arithmetic is trusted with: rounding cannot overflow, and a square not f32.
-    const LARGEST: f32;
-    /// Exact.
-    fn widen_single(bits: u16) -> f32;
-    /// Rounded once, to nearest even.
-    fn narrow_single(value: f32) -> u16;
-    /// The tie between the two values of the format that enclose `value`, at least [`SMALLEST`](Self::SMALLEST).
-    fn tie(value: f32) -> f32;
-}
-
-impl Half for BF16 {
-    const SMALLEST: f32 = 0.0;
-    const LARGEST: f32 = 1e15;
-    #[inline(always)]
-    fn widen_single(bits: u16) -> f32 {
-        f32::from_bits(u32::from(bits) << 16)
-    }
-    #[inline(always)]
-    fn narrow_single(value: f32) -> u16 {
-        let bits = value.to_bits();
-        (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16
-    }
-    #[inline(always)]
-    fn tie(value: f32) -> f32 {
-        f32::from_bits(value.to_bits() & 0xffff_0000 | 0x8000)
-    }
-}
-
-impl Half for F16 {
-    const SMALLEST: f32 = 6.103_515_6e-5;
-    const LARGEST: f32 = 65504.0;
-    #[inline(always)]
-    fn widen_single(bits: u16) -> f32 {
-        f16_value(bits)
-    }
-    #[inline(always)]
-    fn narrow_single(value: f32) -> u16 {
-        let bits = value.to_bits();
-        let magnitude = (bits & 0x7fff_ffff).wrapping_add(0xfff + ((bits >> 13) & 1)) >> 13;
-        ((bits >> 16) & 0x8000 | magnitude.wrapping_sub(112 << 10) & 0x7fff) as u16
-    }
-    #[inline(always)]
-    fn tie(value: f32) -> f32 {
-        f32::from_bits(value.to_bits() & 0xffff_e000 | 0x1000)
-    }
-}
-
 pub(super) struct F64;
 pub(super) struct F32;
 pub(super) struct F16;

@@ -13,6 +13,7 @@
 mod dispatch;
 mod float;
 mod gram;
+mod half;
 mod magnitude;
 mod single;
 mod tile;

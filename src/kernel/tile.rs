@@ -150,14 +150,7 @@ fn delta<V: Value, const N: usize, const FMA: bool>(row: usize, at: usize, cols:
     delta
 }
 
-/// The update of one value, where there is a fused multiply-add.
-#[inline(always)]
-pub(super) fn exact_delta(row: usize, at: usize, cols: usize, parts: &[Part<'_, f32>]) -> f64 {
-    let [delta] = delta::<f32, 1, true>(row, at, cols, parts);
-    delta
-}
-
-/// The same for the last `n` values of a row.
+/// [`delta`] of the last `n` values of a row.
 #[inline(always)]
 fn short_delta<V: Value, const FMA: bool>(row: usize, at: usize, n: usize, cols: usize, parts: &[Part<'_, V>]) -> [f64; BLOCK] {
     let mut all = [0.0; BLOCK];
@@ -213,7 +206,8 @@ pub(super) struct Lanes {
     base: [f64; LANES],
     delta: [f64; LANES],
     applied: [f64; LANES],
-    changed: [u64; LANES],
+    /// Signed: a correction may come before what it corrects.
+    changed: [i64; LANES],
     changed_bf16: [u64; LANES],
     changed_f16: [u64; LANES],
     nonfinite: u64,
@@ -237,17 +231,28 @@ impl Lanes {
                 self.base[lane] += w * w;
                 self.delta[lane] += d * d;
                 self.applied[lane] += (m - w) * d;
-                self.changed[lane] += u64::from(m.to_bits() != w.to_bits());
+                self.changed[lane] += i64::from(m.to_bits() != w.to_bits());
             }
         }
         false
     }
 
-    /// Takes in sums that were made elsewhere.
+    /// Takes in lanes of sums that were made in f32: ‖W‖², ‖D‖², ⟨M − W, D⟩.
     #[inline(always)]
-    pub(super) fn add_totals(&mut self, base: f64, delta: f64, applied: f64, changed: u64) {
-        self.base[0] += base;
-        self.delta[0] += delta;
+    pub(super) fn add_singles(&mut self, [base, delta, applied]: &[[f32; BLOCK]; 3], changed: i64) {
+        for start in (0..BLOCK).step_by(LANES) {
+            for lane in 0..LANES {
+                self.base[lane] += f64::from(base[start + lane]);
+                self.delta[lane] += f64::from(delta[start + lane]);
+                self.applied[lane] += f64::from(applied[start + lane]);
+            }
+        }
+        self.changed[0] += changed;
+    }
+
+    /// Puts right what was summed of a value that was computed again.
+    #[inline(always)]
+    pub(super) fn correct(&mut self, applied: f64, changed: i64) {
         self.applied[0] += applied;
         self.changed[0] += changed;
     }
@@ -263,7 +268,7 @@ impl Lanes {
                     self.base[0] += w[i] * w[i];
                     self.delta[0] += delta[i] * delta[i];
                     self.applied[0] += (m[i] - w[i]) * delta[i];
-                    self.changed[0] += u64::from(m[i].to_bits() != w[i].to_bits());
+                    self.changed[0] += i64::from(m[i].to_bits() != w[i].to_bits());
                 }
                 (false, _) if keep_nonfinite => self.kept += 1,
                 _ => self.nonfinite += 1,
@@ -289,7 +294,7 @@ impl Lanes {
             base: self.base.iter().sum(),
             delta: self.delta.iter().sum(),
             applied: self.applied.iter().sum(),
-            changed: self.changed.iter().sum(),
+            changed: self.changed.iter().sum::<i64>().max(0) as u64,
             changed_in: Narrower { bf16: self.changed_bf16.iter().sum(), f16: self.changed_f16.iter().sum() },
             nonfinite: self.nonfinite,
             kept: self.kept,

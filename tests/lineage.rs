@@ -23,8 +23,8 @@ fn good(words: &[&dyn AsRef<std::ffi::OsStr>]) {
 fn merges(folder: &Path) -> Vec<(String, f64)> {
     let Ok(text) = fs::read(folder.join(RECORD)) else { return Vec::new() };
     let record: Value = serde_json::from_slice(&text).unwrap();
-    let merges = record["merges"].as_array().unwrap();
-    merges.iter().map(|m| (m["adapter"].as_str().unwrap().to_owned(), m["weight"].as_f64().unwrap())).collect()
+    let merges = record["merges"].as_array().unwrap().iter().flat_map(|step| step["adapters"].as_array().unwrap());
+    merges.map(|m| (m["adapter"].as_str().unwrap().to_owned(), m["weight"].as_f64().unwrap())).collect()
 }
 
 /// The content root by its definition in `spec/container.md`, from the file that PEFT wrote.
@@ -87,6 +87,42 @@ fn the_record_names_adapters_by_content() {
     // What is merged on top is added to the record.
     good(&[&"merge", &out, &"-a", &fixture("adapters/llama-all-r4"), &"-o", &scene.path("both")]);
     assert_eq!(merges(&scene.path("both")).len(), 2);
+}
+
+/// By whom, from what, how, and what became of it.
+#[test]
+fn the_record_says_what_went_in_and_how() {
+    let scene = Scene::new();
+    let out = scene.path("out");
+    good(&[
+        &"merge",
+        &scene.base,
+        &"-a",
+        &scene.adapter,
+        &"-o",
+        &out,
+        &"--rounding",
+        &"stochastic",
+        &"--seed",
+        &"7",
+        &"--allow-repeat",
+    ]);
+    let record: Value = serde_json::from_slice(&fs::read(out.join(RECORD)).unwrap()).unwrap();
+    let step = &record["merges"][0];
+    assert_eq!(
+        (&step["tool"], &step["rounding"]),
+        (&format!("loratool {}", env!("CARGO_PKG_VERSION")).into(), &"stochastic, seed 7".into())
+    );
+    assert_eq!(step["flags"], serde_json::json!(["--allow-repeat"]));
+    assert_eq!((&step["counts"]["applied"], &step["counts"]["modified"]), (&8.into(), &4.into()));
+    let shard = "model-00002-of-00004.safetensors";
+    let bytes = fs::read(scene.base.join(shard)).unwrap();
+    let len = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    let digest: String = {
+        use sha2::Digest;
+        sha2::Sha256::digest(&bytes[8..8 + len]).iter().map(|b| format!("{b:02x}")).collect()
+    };
+    assert_eq!((&step["base"]["name"], &step["base"]["headers"][shard]), (&"llama-tiny".into(), &digest.into()));
 }
 
 #[test]

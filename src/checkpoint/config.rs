@@ -46,26 +46,13 @@ impl ModelConfig {
     /// The text with `tie_word_embeddings` set to false wherever it stands, and at the top; every other byte as it was. `None`
     /// without a config.
     pub(crate) fn untied(&self) -> Option<String> {
+        const KEY: &str = "tie_word_embeddings";
         let text = self.text.as_deref()?;
-        let mut edited = text.to_owned();
-        let top = members(text).ok()?;
-        let nested = top.iter().filter(|m| m.key == "text_config" && m.value.get().starts_with('{'));
-        let inner: Vec<_> = nested.filter_map(|m| Some((m.offset, members(m.value.get()).ok()?))).collect();
-        let of = |base: usize, found: &[Member<'_>]| -> Vec<(usize, usize)> {
-            let named = found.iter().filter(|m| m.key == "tie_word_embeddings");
-            named.map(|m| (base + m.offset, base + m.offset + m.value.get().len())).collect()
-        };
-        let at_top = of(0, &top);
-        let mut places: Vec<(usize, usize)> = inner.iter().flat_map(|(base, found)| of(*base, found)).collect();
-        places.extend(&at_top);
-        places.sort_unstable();
-        for (begin, end) in places.into_iter().rev() {
-            edited.replace_range(begin..end, "false");
-        }
-        if at_top.is_empty() {
+        let (mut edited, at_top) = replaced(text, KEY, "false")?;
+        if !at_top {
             let brace = edited.find('{')?;
-            let comma = if top.is_empty() { "" } else { "," };
-            edited.insert_str(brace + 1, &format!("\n  \"tie_word_embeddings\": false{comma}"));
+            let comma = if members(text).ok()?.is_empty() { "" } else { "," };
+            edited.insert_str(brace + 1, &format!("\n  \"{KEY}\": false{comma}"));
         }
         Some(edited)
     }
@@ -118,6 +105,38 @@ impl ModelConfig {
             text: None,
         })
     }
+}
+
+/// The text of a config with `dtype` for what it says of the dtype of the weights, under transformers' old or new name, wherever that
+/// stands; `None` if it says nothing.
+pub(crate) fn stored_as(text: &str, dtype: &str) -> Option<String> {
+    let raw = format!("\"{dtype}\"");
+    let mut edited = text.to_owned();
+    for key in ["torch_dtype", "dtype"] {
+        edited = replaced(&edited, key, &raw)?.0;
+    }
+    (edited != text).then_some(edited)
+}
+
+/// The text with every value of `key` replaced, at the top and in `text_config`; and whether there is one at the top. `None` if the text
+/// is no object.
+fn replaced(text: &str, key: &str, raw: &str) -> Option<(String, bool)> {
+    let top = members(text).ok()?;
+    let nested = top.iter().filter(|m| m.key == "text_config" && m.value.get().starts_with('{'));
+    let inner: Vec<_> = nested.filter_map(|m| Some((m.offset, members(m.value.get()).ok()?))).collect();
+    let of = |base: usize, found: &[Member<'_>]| -> Vec<(usize, usize)> {
+        let named = found.iter().filter(|m| m.key == key);
+        named.map(|m| (base + m.offset, base + m.offset + m.value.get().len())).collect()
+    };
+    let at_top = of(0, &top);
+    let mut places: Vec<(usize, usize)> = inner.iter().flat_map(|(base, found)| of(*base, found)).collect();
+    places.extend(&at_top);
+    places.sort_unstable();
+    let mut edited = text.to_owned();
+    for (begin, end) in places.into_iter().rev() {
+        edited.replace_range(begin..end, raw);
+    }
+    Some((edited, !at_top.is_empty()))
 }
 
 /// The members of one object.

@@ -20,6 +20,7 @@ use std::path::{Path, PathBuf};
 
 pub use companions::Companion;
 pub use config::ModelConfig;
+pub(crate) use config::stored_as;
 pub use tied::{Tie, TieReason};
 
 use crate::codec::safetensors::{SafetensorsFile, Strictness};

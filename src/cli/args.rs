@@ -158,6 +158,9 @@ pub(super) struct MergeArgs {
     /// Multiply all weights by this number
     #[arg(long, value_name = "S", allow_hyphen_values = true)]
     pub scale: Option<String>,
+    /// Merge each adapter by itself: OUT becomes a folder with a checkpoint for each, and the base is read once
+    #[arg(long, conflicts_with = "in_place")]
+    pub each: bool,
     /// Say what would be done, and write nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -167,10 +170,28 @@ pub(super) struct MergeArgs {
     /// Allow the same adapter twice
     #[arg(long)]
     pub allow_repeat: bool,
+    /// The dtype of all floats of the output [default: each tensor keeps its own]
+    #[arg(long, value_name = "DTYPE", value_enum, help_heading = "What the output is like", conflicts_with = "in_place")]
+    pub dtype: Option<OutputDtype>,
+    /// Bytes of tensors in one file, such as 5GB [default: the base's files]
+    #[arg(long, value_name = "BYTES", help_heading = "What the output is like", conflicts_with = "in_place")]
+    pub max_shard_size: Option<String>,
+    /// How a sum becomes a value of the output's dtype
+    #[arg(long, value_enum, default_value_t = RoundingArg::Nearest, help_heading = "What the output is like")]
+    pub rounding: RoundingArg,
+    /// With --rounding stochastic: the same seed gives the same bytes [default: 0]
+    #[arg(long, value_name = "N", help_heading = "What the output is like")]
+    pub seed: Option<u64>,
+    /// Record the digest of every tensor, for `verify`; costs about as much as the merge
+    #[arg(long, help_heading = "What the output is like", conflicts_with = "in_place")]
+    pub digests: bool,
     #[command(flatten)]
     pub open: OpenArgs,
     #[command(flatten)]
     pub bind: BindArgs,
+    /// Go on with what an interrupted run of this command has completed, and keep what this one completes; by whole files
+    #[arg(long, help_heading = "How it runs", conflicts_with_all = ["in_place", "no_sync", "dry_run"])]
+    pub resume: bool,
     /// Threads to compute on [default: one per core]
     #[arg(long, value_name = "N", visible_alias = "cores", help_heading = "How it runs")]
     pub threads: Option<NonZeroUsize>,
@@ -198,12 +219,35 @@ Examples:
   loratool merge ./model --adapter ./style:0.7 --adapter ./task -o ./merged
   loratool merge ./merged --adapter ./adapter:-1 -o ./restored
   loratool merge ./model --adapter ./adapter --in-place --undo-log undo.safetensors
+  loratool merge ./model -a ./french -a ./german --each -o ./merged
+  loratool merge ./model -a ./adapter -o ./merged --dtype bf16 --max-shard-size 5GB
 
 The weight is what follows the last ':' of PATH[:WEIGHT], unless a file of that
 whole name exists. Weight -1 subtracts an adapter, up to rounding. The output
 appears whole or not at all; the base and the adapters are only read. With
 --in-place the base itself becomes the result: writing takes as long as what
 changes, and an interrupted run is completed by loratool recover.";
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum OutputDtype {
+    /// Each tensor keeps its own
+    Keep,
+    F32,
+    F16,
+    Bf16,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum RoundingArg {
+    /// To the nearest value, once
+    Nearest,
+    /// As PEFT's merge_and_unload, bit for bit
+    Peft,
+    /// As PEFT's merge_and_unload(safe_merge=True)
+    PeftSafe,
+    /// Up or down by chance, right on average
+    Stochastic,
+}
 
 /// Complete a merge in place that was interrupted
 #[derive(Debug, Args)]
@@ -279,11 +323,11 @@ how far the others can be off.";
 pub(super) struct VerifyArgs {
     /// The checkpoint to look at: a folder or a .safetensors file
     pub merged: PathBuf,
-    /// The base that it is said to come from
-    #[arg(long, value_name = "BASE")]
-    pub base: PathBuf,
+    /// The base that it is said to come from; without it, the digests that `merge --digests` recorded are checked
+    #[arg(long, value_name = "BASE", requires = "adapter")]
+    pub base: Option<PathBuf>,
     /// An adapter that is said to be in it, and its weight, 1 if none is given; may be repeated
-    #[arg(long, short, required = true, value_name = "PATH[:W]")]
+    #[arg(long, short, requires = "base", value_name = "PATH[:W]")]
     pub adapter: Vec<OsString>,
     /// Multiply all weights by this number
     #[arg(long, value_name = "S", allow_hyphen_values = true)]
@@ -314,6 +358,7 @@ Examples:
   loratool verify ./merged --base ./model --adapter ./adapter
   loratool verify ./merged --base ./model -a ./style:0.7 -a ./task
   loratool verify ./merged --base ./model --adapter ./adapter --sample 0.05
+  loratool verify ./merged                  against the digests recorded in it
 
 Only weights are read: no model is run, and nothing is written. Whoever made the
 merge, the answer says which share of it is correctly rounded, and a merge that

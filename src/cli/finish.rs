@@ -11,7 +11,8 @@ use super::output;
 use super::render::{self, escape, json};
 use super::signals::Signals;
 use crate::report::{
-    ConvertReport, InspectReport, MergeReport, Note, RecoverReport, UnmergeReport, ValidateReport, VerifyReport,
+    ConvertReport, DigestReport, InspectReport, MergeEachReport, MergeReport, Note, RecoverReport, UnmergeReport, ValidateReport,
+    VerifyReport,
 };
 use crate::{Class, Error, Renaming};
 
@@ -54,6 +55,8 @@ pub(super) enum Found {
     Inspect(Inspected),
     Validate(ValidateReport),
     Merge(MergeReport),
+    MergeEach(MergeEachReport),
+    Digests(DigestReport),
     Convert(ConvertReport),
     Recover(RecoverReport),
     Unmerge(UnmergeReport),
@@ -108,6 +111,8 @@ impl Found {
             }
             Found::Validate(report) => report.warnings.iter().collect(),
             Found::Merge(report) => report.warnings.iter().collect(),
+            Found::MergeEach(report) => report.merges.iter().flat_map(|merge| &merge.warnings).collect(),
+            Found::Digests(report) => report.warnings.iter().collect(),
             Found::Unmerge(report) => report.warnings.iter().collect(),
             Found::Convert(report) => report.warnings.iter().collect(),
             Found::Recover(_) => Vec::new(),

@@ -8,12 +8,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::args::{
-    BindArgs, ConvertArgs, InspectArgs, MergeArgs, OpenArgs, RecoverArgs, To, UnmergeArgs, ValidateArgs, Verb, VerifyArgs,
+    BindArgs, ConvertArgs, InspectArgs, MergeArgs, OpenArgs, OutputDtype, RecoverArgs, RoundingArg, To, UnmergeArgs,
+    ValidateArgs, Verb, VerifyArgs,
 };
 use super::number;
 use crate::{
-    BindOptions, ConvertTo, Durability, Error, ExecOptions, InspectOptions, MergeOptions, OpenOptions, Orientation, Overwrite,
-    ReadMode, RecoverOptions, Result, Values, VerifyOptions, rules,
+    BindOptions, ConvertTo, Dtype, Durability, Error, ExecOptions, InspectOptions, MergeOptions, OpenOptions, Orientation,
+    OutputOptions, Overwrite, ReadMode, RecoverOptions, Result, Rounding, Values, VerifyOptions, rules,
 };
 
 /// A resolved command.
@@ -55,6 +56,8 @@ pub(super) struct MergeJob {
     pub output: Option<PathBuf>,
     /// Where the tensors as they were go, if the output is the base's own files.
     pub undo_log: Option<PathBuf>,
+    /// An output for each adapter, inside `output`.
+    pub each: bool,
     pub dry_run: bool,
     pub open: OpenOptions,
     pub options: MergeOptions,
@@ -63,7 +66,8 @@ pub(super) struct MergeJob {
 #[derive(Debug)]
 pub(super) struct VerifyJob {
     pub merged: PathBuf,
-    pub base: PathBuf,
+    /// `None` checks the digests that the checkpoint states.
+    pub base: Option<PathBuf>,
     /// Adapters with the weight that each was given.
     pub adapters: Vec<(PathBuf, f64)>,
     /// Text lists every tensor.
@@ -150,22 +154,54 @@ fn merge(args: MergeArgs) -> Result<MergeJob> {
     if let Some(memory) = &args.memory {
         exec.memory = Some(number::bytes(memory, "memory")? as u64);
     }
+    let output = OutputOptions {
+        dtype: match args.dtype {
+            None | Some(OutputDtype::Keep) => None,
+            Some(OutputDtype::F32) => Some(Dtype::F32),
+            Some(OutputDtype::F16) => Some(Dtype::F16),
+            Some(OutputDtype::Bf16) => Some(Dtype::BF16),
+        },
+        max_shard_bytes: args
+            .max_shard_size
+            .as_deref()
+            .map(|text| number::bytes(text, "shard size"))
+            .transpose()?
+            .map(|n| n as u64),
+        rounding: rounding(args.rounding, args.seed)?,
+    };
     Ok(MergeJob {
         base: args.base,
         adapters,
         output: args.output,
         undo_log: args.undo_log,
+        each: args.each,
         dry_run: args.dry_run,
         open: open(&args.open, if args.mmap { ReadMode::Map } else { ReadMode::Read })?,
         options: MergeOptions {
             bind: bind(args.bind)?,
+            output,
             exec,
+            digests: args.digests,
+            resume: args.resume,
             overwrite: overwrite(args.overwrite),
             durability: durability(args.no_sync),
             allow_repeat: args.allow_repeat,
             ..Default::default()
         },
     })
+}
+
+fn rounding(typed: RoundingArg, seed: Option<u64>) -> Result<Rounding> {
+    match (typed, seed) {
+        (RoundingArg::Stochastic, seed) => Ok(Rounding::Stochastic { seed: seed.unwrap_or(0) }),
+        (_, Some(_)) => {
+            let message = "a seed is given, but nothing is left to chance";
+            Err(Error::new(rules::ARGUMENT, message).help("add --rounding stochastic, or leave out --seed"))
+        }
+        (RoundingArg::Nearest, None) => Ok(Rounding::Nearest),
+        (RoundingArg::Peft, None) => Ok(Rounding::Peft),
+        (RoundingArg::PeftSafe, None) => Ok(Rounding::PeftSafe),
+    }
 }
 
 fn verify(args: VerifyArgs) -> Result<VerifyJob> {

@@ -1,17 +1,21 @@
 //! Carries out a job: opens the files, calls the library, hands back what it found. Nothing is printed here but progress.
 
+use std::path::Path;
+
 use super::finish::{Finished, Fit, Found, Inspected, Verified};
 use super::job::{ConvertJob, InspectJob, Job, MergeJob, RecoverJob, UnmergeJob, ValidateJob, VerifyJob};
 use super::progress::Watch;
 use super::signals::Signals;
 use super::sniff::{self, Kind};
 use crate::report::{
-    ConvertReport, InspectReport, MergeReport, Note, RecoverReport, UnmergeReport, ValidateReport, VerifyReport,
+    ConvertReport, DigestReport, InspectReport, MergeEachReport, MergeReport, Note, RecoverReport, UnmergeReport, ValidateReport,
+    VerifyReport,
 };
 use crate::{
-    Adapter, Binding, ConvertOptions, Error, Plan, Result, TensorSource, Weighted, convert, dry_run, dry_run_in_place,
-    inspect_adapter, inspect_checkpoint, merge, merge_in_place, open_adapter_with, open_checkpoint_with, recover, rules,
-    unmerge_by_log, unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify,
+    Adapter, Binding, ConvertOptions, Error, Plan, Result, TensorSource, Weighted, convert, dry_run, dry_run_each,
+    dry_run_in_place, inspect_adapter, inspect_checkpoint, merge, merge_each, merge_in_place, open_adapter_with,
+    open_checkpoint_with, recover, rules, unmerge_by_log, unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify,
+    verify_digests,
 };
 
 /// Carries out `job`.
@@ -20,6 +24,7 @@ pub(super) fn run(job: &Job, signals: &Signals, show_progress: bool) -> Finished
         Job::Inspect(job) => return run_inspect(job),
         Job::Validate(job) => run_validate(job).map(Found::Validate),
         Job::Verify(job) => return run_verify(job, signals, show_progress),
+        Job::Merge(job) if job.each => run_each(job, signals, show_progress).map(Found::MergeEach),
         Job::Merge(job) => run_merge(job, signals, show_progress).map(Found::Merge),
         Job::Unmerge(job) => run_unmerge(job, signals, show_progress).map(Found::Unmerge),
         Job::Recover(job) => run_recover(job, signals, show_progress).map(Found::Recover),
@@ -118,6 +123,17 @@ fn run_merge(job: &MergeJob, signals: &Signals, show_progress: bool) -> Result<M
     }
 }
 
+fn run_each(job: &MergeJob, signals: &Signals, show_progress: bool) -> Result<MergeEachReport> {
+    let adapters = job.adapters.iter().map(|(path, _)| open_adapter_with(path, &job.open)).collect();
+    let (base, adapters) = opened(open_checkpoint_with(&job.base, &job.open), adapters)?;
+    let weighted = weighted(&adapters, &job.adapters);
+    let output = job.output.as_deref().unwrap_or(&job.base);
+    if job.dry_run {
+        return dry_run_each(&base, &weighted, output, &job.options);
+    }
+    merge_each(&base, &weighted, output, &job.options, &Watch::start(signals, "merging", 0, show_progress))
+}
+
 fn run_unmerge(job: &UnmergeJob, signals: &Signals, show_progress: bool) -> Result<UnmergeReport> {
     let adapters = job.adapters.iter().map(|(path, _)| open_adapter_with(path, &job.open)).collect();
     let (merged, adapters) = opened(open_checkpoint_with(&job.merged, &job.open), adapters)?;
@@ -137,7 +153,11 @@ fn run_recover(job: &RecoverJob, signals: &Signals, show_progress: bool) -> Resu
 
 /// A "no" has its reasons: the report is shown with it.
 fn run_verify(job: &VerifyJob, signals: &Signals, show_progress: bool) -> Finished {
-    let report = match verify_report(job, signals, show_progress) {
+    let Some(base) = &job.base else {
+        let checked = run_digests(job, signals, show_progress).map(Found::Digests);
+        return checked.map_or_else(Finished::failed, Finished::found);
+    };
+    let report = match verify_report(job, base, signals, show_progress) {
         Ok(report) => report,
         Err(error) => return Finished::failed(error),
     };
@@ -149,9 +169,15 @@ fn run_verify(job: &VerifyJob, signals: &Signals, show_progress: bool) -> Finish
     Finished { found: Some(found), error }
 }
 
-fn verify_report(job: &VerifyJob, signals: &Signals, show_progress: bool) -> Result<VerifyReport> {
+fn run_digests(job: &VerifyJob, signals: &Signals, show_progress: bool) -> Result<DigestReport> {
+    let merged = open_checkpoint_with(&job.merged, &job.open)?;
+    let bytes = merged.names().filter_map(|name| merged.info(name)).map(|info| info.bytes()).fold(0, u64::saturating_add);
+    verify_digests(&merged, &job.options, &Watch::start(signals, "checking", bytes + 1, show_progress))
+}
+
+fn verify_report(job: &VerifyJob, base: &Path, signals: &Signals, show_progress: bool) -> Result<VerifyReport> {
     let adapters = job.adapters.iter().map(|(path, _)| open_adapter_with(path, &job.open)).collect();
-    let base = open_checkpoint_with(&job.base, &job.open);
+    let base = open_checkpoint_with(base, &job.open);
     let merged = open_checkpoint_with(&job.merged, &job.open);
     let both = match (merged, base) {
         (Ok(merged), Ok(base)) => Ok((merged, base)),

@@ -47,6 +47,12 @@ impl ShardIndex {
         Parser { path, limits }.index(text)
     }
 
+    /// An index of nothing, to be rendered with a map.
+    pub(crate) fn empty(file_name: &str) -> Self {
+        let members = vec![("metadata".to_owned(), String::new()), ("weight_map".to_owned(), String::new())];
+        ShardIndex { file_name: file_name.to_owned(), members, metadata: Vec::new(), weight_map: Vec::new() }
+    }
+
     /// Name of the index file inside its folder.
     pub(crate) fn file_name(&self) -> &str {
         &self.file_name

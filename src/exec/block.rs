@@ -4,11 +4,13 @@
 use std::ops::Range;
 use std::path::Path;
 
+use sha2::{Digest, Sha256};
+
 use super::load::{coordinates, float_of, left, nonfinite, right};
 use super::run::ExecOptions;
 use crate::error::{Error, Result};
-use crate::kernel::{Float, Isa, Part, Sums, Tile, Value, update_tile};
-use crate::plan::{Change, Contribution, Origin, Panel, Plan};
+use crate::kernel::{self, Dice, Float, Isa, Part, Step, Sums, Tile, Value, update_tile};
+use crate::plan::{Change, Contribution, Origin, Panel, Plan, Rounding};
 use crate::rules;
 use crate::tensor::{Dtype, TensorInfo};
 
@@ -19,6 +21,11 @@ pub(crate) trait Ground: Sync {
 
     /// Base values that are not finite are left as they are.
     fn keep_nonfinite(&self) -> bool;
+
+    /// How values are rounded. Default: to the nearest.
+    fn rounding(&self) -> Rounding {
+        Rounding::Nearest
+    }
 
     /// Fills `buf` with the bytes of the base from `offset` of its file number `shard` on.
     ///
@@ -34,6 +41,10 @@ impl Ground for Plan<'_> {
 
     fn keep_nonfinite(&self) -> bool {
         self.keep_nonfinite
+    }
+
+    fn rounding(&self) -> Rounding {
+        self.output.rounding
     }
 
     fn read(&self, shard: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
@@ -55,6 +66,29 @@ pub(super) struct Scratch {
     lefts: Vec<Vec<f64>>,
     single: Rights<f32>,
     double: Rights<f64>,
+    shared: Shared,
+}
+
+/// Whether a block may start from what the one before it has read.
+#[derive(Default, PartialEq, Eq)]
+enum Shared {
+    #[default]
+    No,
+    /// `Scratch::base` holds these bytes of the base: file, offset, length.
+    Yes(Option<(usize, u64, usize)>),
+}
+
+impl Scratch {
+    /// From here on, blocks may start from the same bytes of the base, which nobody changes, or not.
+    pub(super) fn share(&mut self, yes: bool) {
+        self.shared = if yes { Shared::Yes(None) } else { Shared::No };
+    }
+
+    /// A buffer of `len` bytes.
+    pub(super) fn buffer(&mut self, len: usize) -> &mut [u8] {
+        self.base.resize(len, 0);
+        &mut self.base
+    }
 }
 
 /// Right panels, one per contribution, kept while the blocks of one change and the same columns follow each other.
@@ -130,8 +164,9 @@ pub(super) fn compute_values(
     let count = ((rows.end - rows.start) * (cols.end - cols.start)) as usize;
     let to = float_of(change.info.dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
     let stored = read_origin(ground, change, &rows, &cols, total, scratch)?;
-    let from = format_between(stored, to);
+    let from = format_between(ground, stored, to);
     if from != stored {
+        scratch.share(scratch.shared != Shared::No);
         scratch.wide.clear();
         scratch.wide.resize(count, 0.0);
         stored.widen(&scratch.base, &mut scratch.wide);
@@ -154,8 +189,8 @@ pub(super) fn compute_values(
 }
 
 /// The format in which a kernel takes values that are stored as `stored` and become `to`.
-fn format_between(stored: Float, to: Float) -> Float {
-    if stored == to { to } else { Float::F64 }
+fn format_between(ground: &dyn Ground, stored: Float, to: Float) -> Float {
+    if stored == to && ground.rounding() == Rounding::Nearest { to } else { Float::F64 }
 }
 
 /// Is f32 enough for all factors?
@@ -195,15 +230,48 @@ fn apply<V: Value>(
     }
     let panels = scratch.lefts.iter().zip(&rights.panels);
     let parts: Vec<Part<'_, V>> = change.contributions.iter().zip(panels).map(|(c, (l, r))| part_of(c, l, r)).collect();
+    let steps: Vec<Step> = change.contributions.iter().map(|c| step(ground.rounding(), c)).collect();
+    let rounding = match ground.rounding() {
+        Rounding::Nearest => kernel::Rounding::Nearest,
+        Rounding::Peft | Rounding::PeftSafe => kernel::Rounding::Replay(&steps),
+        Rounding::Stochastic { seed } => {
+            kernel::Rounding::Stochastic(Dice { key: key(seed, &change.name), first: rows.start * total + cols.start, total })
+        }
+    };
     let mut tile = Tile {
         from,
         to,
+        rounding,
         base: &scratch.base,
         out: &mut scratch.out,
         cols: (cols.end - cols.start) as usize,
-        keep_nonfinite: ground.keep_nonfinite() && matches!(change.origin, Origin::Base { .. }),
+        keep_nonfinite: keeps_nonfinite(ground, change),
     };
     Ok(update_tile(isa, &mut tile, &parts))
+}
+
+/// A tensor that only changes its dtype may hold what it likes: nobody adds to it.
+fn keeps_nonfinite(ground: &dyn Ground, change: &Change<'_>) -> bool {
+    matches!(change.origin, Origin::Base { .. }) && (ground.keep_nonfinite() || change.contributions.is_empty())
+}
+
+/// When PEFT rounds an update: that of an embedding always before the sum, that of a bias never.
+fn step(rounding: Rounding, contribution: &Contribution<'_>) -> Step {
+    let is_bias = matches!(contribution.left, Panel::One);
+    match rounding {
+        _ if contribution.embedding => Step::Update,
+        Rounding::PeftSafe if !is_bias => Step::Update,
+        _ => Step::Sum,
+    }
+}
+
+/// The key of a tensor's random bits, as section 4.3 of `spec/adapter-model.md` defines it.
+fn key(seed: u64, tensor: &str) -> u64 {
+    let mut hash = Sha256::new();
+    hash.update(b"loratool.stochastic.v1\0");
+    hash.update(seed.to_le_bytes());
+    hash.update(tensor.as_bytes());
+    hash.finalize().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
 fn part_of<'s, V>(contribution: &Contribution<'_>, left: &'s [f64], right: &'s [V]) -> Part<'s, V> {
@@ -234,7 +302,15 @@ fn read_origin(
         Origin::Base { shard, begin, .. } => ground.read(*shard, begin + element * size, buf),
         Origin::Adapter(factor) => factor.read(element * size, buf),
     };
-    scratch.base.resize(((rows.end - rows.start) * width * size) as usize, 0);
+    let len = ((rows.end - rows.start) * width * size) as usize;
+    if let (Shared::Yes(held), Origin::Base { shard, begin, .. }) = (&mut scratch.shared, &change.origin) {
+        let wanted = Some((*shard, begin + (rows.start * total + cols.start) * size, len));
+        if *held == wanted && scratch.base.len() == len {
+            return Ok(float);
+        }
+        *held = wanted.filter(|_| width == total);
+    }
+    scratch.base.resize(len, 0);
     if width == total {
         read(rows.start * total, &mut scratch.base)?;
     } else {
@@ -250,7 +326,7 @@ fn first_nonfinite(ground: &dyn Ground, change: &Change<'_>, rows: Range<u64>, c
     let (_, total) = rows_cols(change);
     let plain = |dtype| float_of(dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
     let to = plain(change.info.dtype);
-    let from = format_between(plain(origin_info(change).dtype), to);
+    let from = format_between(ground, plain(origin_info(change).dtype), to);
     let width = (cols.end - cols.start) as usize;
     let (mut base, mut out) = (vec![0.0f64; scratch.out.len() / to.size()], vec![0.0f64; scratch.out.len() / to.size()]);
     from.widen(&scratch.base, &mut base);
@@ -258,20 +334,18 @@ fn first_nonfinite(ground: &dyn Ground, change: &Change<'_>, rows: Range<u64>, c
     let at = out
         .iter()
         .zip(&base)
-        .position(|(m, w)| {
-            !m.is_finite() && (w.is_finite() || !ground.keep_nonfinite() || matches!(change.origin, Origin::Adapter(_)))
-        })
+        .position(|(m, w)| !m.is_finite() && (w.is_finite() || !keeps_nonfinite(ground, change)))
         .unwrap_or(0);
     let element = (rows.start + (at / width.max(1)) as u64) * total + cols.start + (at % width.max(1)) as u64;
     let coordinates = coordinates(change.info.shape.dims(), element);
     let dtype = change.info.dtype;
     if base[at].is_finite() {
-        let message =
-            format!("the merged value of {:?} at {coordinates} overflows {dtype} (base value {:e})", change.name, base[at]);
+        let what = if change.contributions.is_empty() { "value" } else { "merged value" };
+        let message = format!("the {what} of {:?} at {coordinates} overflows {dtype} (base value {:e})", change.name, base[at]);
         return Error::new(rules::RESULT_FINITE, message)
             .file(ground.path())
             .tensor(&change.name)
-            .help("merge into a base of a wider dtype");
+            .help("write a wider dtype, such as --dtype f32");
     }
     match &change.origin {
         Origin::Adapter(factor) => nonfinite(factor, element, base[at]),

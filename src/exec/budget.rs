@@ -3,7 +3,7 @@
 use std::num::NonZeroUsize;
 
 use super::run::ExecOptions;
-use super::tasks::tiles;
+use super::tasks::{rank, size_of_value, tiles};
 use crate::error::{Error, Result};
 use crate::plan::{Change, Plan};
 use crate::rules;
@@ -16,19 +16,26 @@ pub(super) fn threads(options: &ExecOptions, tasks: usize) -> usize {
     options.threads.or(std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get).min(tasks).clamp(1, MOST_THREADS)
 }
 
-/// Bytes that the buffers of all threads take at most: tile, result, its widened form, the panels of the largest change, and `held`
-/// bytes more in each thread.
-pub(crate) fn memory(plan: &Plan<'_>, options: &ExecOptions, held: u64) -> u64 {
+/// What a run needs beside its tiles.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Needs {
+    /// Bytes that each thread holds.
+    pub(crate) held: u64,
+    /// Blocks are whole rows.
+    pub(crate) whole_rows: bool,
+}
+
+/// Bytes that the buffers of all threads take at most: tile, result, its widened form, the panels of the largest change, and what is held.
+pub(crate) fn memory(plans: &[&Plan<'_>], options: &ExecOptions, needs: Needs) -> u64 {
     let threads = threads(options, usize::MAX) as u64;
     let tile = options.tile_bytes.max(64) as u64;
     let of = |change: &Change<'_>| {
-        let Some((rows, cols)) = tiles(change, tile).into_iter().next() else { return 0 };
+        let Some((rows, cols)) = tiles(change, rank(change), tile, needs.whole_rows).into_iter().next() else { return 0 };
         let (rows, cols) = (rows.end - rows.start, cols.end - cols.start);
         let panels: u64 = change.contributions.iter().map(|c| 3 * 8 * c.rank * (rows + cols)).sum();
-        let size = change.info.bytes().checked_div(change.info.shape.elements()).unwrap_or(1);
-        rows * cols * (2 * size + 8) + panels
+        rows * cols * (2 * size_of_value(change) + 8) + panels
     };
-    threads * (plan.changes().map(of).max().unwrap_or(0).max(tile) + held)
+    threads * (plans.iter().flat_map(|plan| plan.changes()).map(of).max().unwrap_or(0).max(tile) + needs.held)
 }
 
 /// Tiles are not made smaller than this to save memory: the factors' panels then take more than they do.
@@ -38,11 +45,11 @@ const SMALLEST_TILE: usize = 1 << 14;
 ///
 /// # Errors
 /// `E-008` if one thread with small tiles takes more.
-pub(crate) fn fitted(plan: &Plan<'_>, options: &ExecOptions, held: u64) -> Result<ExecOptions> {
+pub(crate) fn fitted(plans: &[&Plan<'_>], options: &ExecOptions, needs: Needs) -> Result<ExecOptions> {
     let mut fitted = options.clone();
     let Some(limit) = options.memory else { return Ok(fitted) };
     loop {
-        let needed = memory(plan, &fitted, held);
+        let needed = memory(plans, &fitted, needs);
         let threads = threads(&fitted, usize::MAX);
         if needed <= limit {
             return Ok(fitted);

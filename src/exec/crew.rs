@@ -1,67 +1,84 @@
-//! Carries out the tasks of a plan. Every output byte is computed by one task from its own inputs, so the bytes depend neither on the
-//! number of threads nor on which of them did what.
+//! Carries out a schedule. Every output byte is computed by one task from its own inputs, so the bytes depend neither on the number of
+//! threads nor on which of them did what.
 
-use std::fs::File;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::block::{Scratch, compute_block, rows_cols};
 use super::pool::each;
-use super::run::{Progress, interrupted};
-use super::tasks::{Task, Work};
+use super::run::{Finished, Ledger, Output, Progress, interrupted};
+use super::tasks::{Batch, Schedule, Task, Work};
 use crate::error::Result;
-use crate::io::{Durability, disk, write_error};
+use crate::io::{Durability, TensorHash, disk, tensor_digest, write_error};
 use crate::kernel::{Isa, Sums};
-use crate::plan::{OutShard, Plan};
-
-/// An open output file.
-pub(super) struct Output<'p, 'a> {
-    pub(super) shard: &'p OutShard<'a>,
-    pub(super) file: File,
-    /// Its name in messages.
-    pub(super) path: PathBuf,
-}
+use crate::plan::Plan;
 
 /// Bytes that may wait for the disk before it is asked to start on them.
-const FLUSH: u64 = 128 << 20;
+pub(super) const FLUSH: u64 = 128 << 20;
 
 /// What the threads share.
 pub(super) struct Crew<'c, 'p, 'a> {
-    pub(super) plan: &'p Plan<'a>,
+    pub(super) plans: &'c [&'p Plan<'a>],
     pub(super) isa: Isa,
     pub(super) outputs: &'c [Output<'p, 'a>],
-    pub(super) tasks: &'c [Task<'p, 'a>],
+    pub(super) schedule: &'c Schedule<'p, 'a>,
     pub(super) progress: &'c dyn Progress,
+    /// Is told of files that are finished and on disk.
+    pub(super) ledger: Option<&'c dyn Ledger>,
+    pub(super) found: Found,
+}
+
+/// What the tasks found out.
+pub(super) struct Found {
+    /// By task.
+    sums: Vec<OnceLock<Sums>>,
+    /// By batch.
+    digests: Vec<OnceLock<String>>,
+    /// Batches that are left to do, by output.
+    left: Vec<AtomicUsize>,
+}
+
+impl Found {
+    pub(super) fn new(outputs: &[Output<'_, '_>], schedule: &Schedule<'_, '_>) -> Found {
+        let left: Vec<AtomicUsize> = outputs.iter().map(|_| AtomicUsize::new(0)).collect();
+        schedule.tasks.iter().for_each(|task| _ = left[task.output].fetch_add(1, Ordering::Relaxed));
+        Found {
+            sums: schedule.tasks.iter().map(|_| OnceLock::new()).collect(),
+            digests: schedule.batches.iter().map(|_| OnceLock::new()).collect(),
+            left,
+        }
+    }
 }
 
 impl Crew<'_, '_, '_> {
-    /// Does all tasks, in order, so that files are finished one after the other; gives what each found.
+    /// Does all work, in order, so that files are finished one after the other.
     ///
     /// # Errors
-    /// The first by the order of the tasks; `E-002` if what was written cannot be forced to disk.
-    pub(super) fn run(&self, threads: usize, durability: Durability) -> Result<Vec<Sums>> {
+    /// The first by the order of the schedule; `E-002` if what was written cannot be forced to disk.
+    pub(super) fn run(&self, threads: usize, durability: Durability) -> Result<()> {
         let (written, done) = (AtomicU64::new(0), AtomicBool::new(false));
+        let bytes = self.outputs.iter().map(|output| output.shard.len).fold(0, u64::saturating_add);
+        let flushes = durability == Durability::Synced && (bytes > FLUSH || self.ledger.is_some());
         std::thread::scope(|scope| {
-            let flusher = (durability == Durability::Synced && self.plan.bytes() > FLUSH)
-                .then(|| std::thread::Builder::new().spawn_scoped(scope, || self.flush(&written, &done)).ok())
-                .flatten();
+            let flusher =
+                flushes.then(|| std::thread::Builder::new().spawn_scoped(scope, || self.flush(&written, &done)).ok()).flatten();
             let end = End(&done);
-            let results = each(threads, self.tasks.len(), |index, scratch| {
+            let results = each(threads, self.schedule.batches.len(), |index, scratch| {
                 if self.progress.cancelled() {
                     return Err(interrupted());
                 }
-                let task = &self.tasks[index];
-                let (sums, bytes) = self.outputs[task.file].carry_out(self.plan, self.isa, &task.work, scratch)?;
+                let bytes = self.batch(index, &self.schedule.batches[index], scratch)?;
                 written.fetch_add(bytes, Ordering::Relaxed);
                 self.progress.advance(bytes);
-                Ok(sums)
+                Ok(())
             });
             drop(end);
             if let Some(flusher) = flusher {
                 flusher.thread().unpark();
                 flusher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
             }
-            results
+            results.map(drop)
         })
     }
 
@@ -69,7 +86,16 @@ impl Crew<'_, '_, '_> {
     /// system tells it once (`fsync(2)`), and the later call would succeed.
     fn flush(&self, written: &AtomicU64, done: &AtomicBool) -> Result<()> {
         let mut flushed = 0;
+        let mut told = vec![false; self.outputs.len()];
         while !done.load(Ordering::SeqCst) {
+            for (index, output) in self.outputs.iter().enumerate() {
+                let Some(ledger) = self.ledger.filter(|_| !told[index] && output.done.is_none()) else { continue };
+                if self.found.left[index].load(Ordering::Acquire) == 0 {
+                    told[index] = true;
+                    disk::sync(&output.file).map_err(|e| write_error(&output.path, e))?;
+                    ledger.finished(index, &self.finished(index))?;
+                }
+            }
             let written = written.load(Ordering::Relaxed);
             if written < flushed + FLUSH {
                 std::thread::park_timeout(std::time::Duration::from_millis(10));
@@ -81,6 +107,89 @@ impl Crew<'_, '_, '_> {
             flushed = written;
         }
         Ok(())
+    }
+
+    /// What was found out while output number `index` was written.
+    pub(super) fn finished(&self, index: usize) -> Finished {
+        let output = &self.outputs[index];
+        if let Some(done) = &output.done {
+            return done.clone();
+        }
+        let mut finished = Finished { sums: vec![Sums::default(); output.shard.changes.len()], digests: BTreeMap::new() };
+        for (task, sums) in self.schedule.tasks.iter().zip(&self.found.sums).filter(|(task, _)| task.output == index) {
+            if let (Work::Tile(_, place, ..), Some(sums)) = (&task.work, sums.get()) {
+                finished.sums[*place].add(sums);
+            }
+        }
+        let of_output = |batch: &Batch<'_>| self.schedule.tasks.get(batch.tasks.start).is_some_and(|task| task.output == index);
+        for (batch, digest) in self.schedule.batches.iter().zip(&self.found.digests) {
+            if let (Some(tensor), Some(digest), true) = (batch.digest, digest.get(), of_output(batch)) {
+                finished.digests.insert(tensor.name.clone(), digest.clone());
+            }
+        }
+        // A tensor without values has no task.
+        for batch in self.schedule.batches.iter().filter(|batch| batch.tasks.is_empty()) {
+            if let Some(tensor) = batch.digest.filter(|tensor| output.shard.tensors.iter().any(|t| std::ptr::eq(t, *tensor))) {
+                finished.digests.insert(tensor.name.clone(), tensor_digest(&tensor.info).finish());
+            }
+        }
+        finished
+    }
+
+    /// Does one batch; returns how many bytes it wrote.
+    fn batch(&self, index: usize, batch: &Batch<'_>, scratch: &mut Scratch) -> Result<u64> {
+        let mut hash = batch.digest.map(|tensor| tensor_digest(&tensor.info));
+        scratch.share(batch.tasks.len() > 1 && hash.is_none());
+        let mut written = 0;
+        for at in batch.tasks.clone() {
+            let (sums, bytes) = self.task(&self.schedule.tasks[at], scratch, hash.as_mut())?;
+            _ = self.found.sums[at].set(sums);
+            written += bytes;
+        }
+        if let Some(hash) = hash {
+            _ = self.found.digests[index].set(hash.finish());
+        }
+        for at in batch.tasks.clone() {
+            self.found.left[self.schedule.tasks[at].output].fetch_sub(1, Ordering::Release);
+        }
+        Ok(written)
+    }
+
+    /// Does one task; returns its sums and how many bytes it wrote, which `hash` takes in.
+    fn task(&self, task: &Task<'_, '_>, scratch: &mut Scratch, hash: Option<&mut TensorHash>) -> Result<(Sums, u64)> {
+        let output = &self.outputs[task.output];
+        let plan = self.plans[output.plan];
+        match &task.work {
+            Work::Copy(range) => {
+                let source = &plan.base.shards()[range.shard].file;
+                if hash.is_some() || !source.copy_bytes(range.from, &output.file, range.to, range.len)? {
+                    let bytes = scratch.buffer(range.len as usize);
+                    source.read_bytes(range.from, bytes)?;
+                    if let Some(hash) = hash {
+                        hash.update(bytes);
+                    }
+                    output.write(bytes, range.to)?;
+                }
+                Ok((Sums::default(), range.len))
+            }
+            Work::Tile(change, _, rows, cols) => {
+                let sums = compute_block(plan, self.isa, change, rows.clone(), cols.clone(), scratch)?;
+                if let Some(hash) = hash {
+                    hash.update(&scratch.out);
+                }
+                let (_, total) = rows_cols(change);
+                let size = scratch.out.len() as u64 / ((rows.end - rows.start) * (cols.end - cols.start)).max(1);
+                let width = ((cols.end - cols.start) * size) as usize;
+                if cols.end - cols.start == total {
+                    output.write(&scratch.out, change.begin + rows.start * total * size)?;
+                } else {
+                    for (row, bytes) in rows.clone().zip(scratch.out.chunks_exact(width.max(1))) {
+                        output.write(bytes, change.begin + (row * total + cols.start) * size)?;
+                    }
+                }
+                Ok((sums, scratch.out.len() as u64))
+            }
+        }
     }
 }
 
@@ -94,37 +203,6 @@ impl Drop for End<'_> {
 }
 
 impl Output<'_, '_> {
-    /// Does one task; returns its sums and how many bytes it wrote.
-    fn carry_out(&self, plan: &Plan<'_>, isa: Isa, work: &Work<'_, '_>, scratch: &mut Scratch) -> Result<(Sums, u64)> {
-        match work {
-            Work::Copy(part, range) => {
-                let len = part.end - part.start;
-                let source = &plan.base.shards()[self.shard.shard].file;
-                let (from, to) = (range.from + part.start, range.to + part.start);
-                if !source.copy_bytes(from, &self.file, to, len)? {
-                    scratch.base.resize(len as usize, 0);
-                    source.read_bytes(from, &mut scratch.base)?;
-                    self.write(&scratch.base, to)?;
-                }
-                Ok((Sums::default(), len))
-            }
-            Work::Tile(change, _, rows, cols) => {
-                let sums = compute_block(plan, isa, change, rows.clone(), cols.clone(), scratch)?;
-                let (_, total) = rows_cols(change);
-                let size = scratch.out.len() as u64 / ((rows.end - rows.start) * (cols.end - cols.start)).max(1);
-                let width = ((cols.end - cols.start) * size) as usize;
-                if cols.end - cols.start == total {
-                    self.write(&scratch.out, change.begin + rows.start * total * size)?;
-                } else {
-                    for (row, bytes) in rows.clone().zip(scratch.out.chunks_exact(width.max(1))) {
-                        self.write(bytes, change.begin + (row * total + cols.start) * size)?;
-                    }
-                }
-                Ok((sums, scratch.out.len() as u64))
-            }
-        }
-    }
-
     fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
         disk::write_at(&self.file, bytes, at).map_err(|e| write_error(&self.path, e).offset(at))
     }

@@ -20,7 +20,7 @@ mod undo;
 mod window;
 
 pub(crate) use block::compute;
-pub(crate) use budget::{fitted, memory};
+pub(crate) use budget::{Needs, fitted, memory};
 pub(crate) use compare::{Alternative, Comparison, Lay, on_threads};
 pub(crate) use journal::{Draft, FileRecord, Journal};
 pub(crate) use load::{check_finite, count_nonfinite, float_of, read_factors};
@@ -32,6 +32,6 @@ pub(crate) use recipe::sha256;
 pub(crate) use restore::{Restored, restored};
 pub(crate) use roll::{Rolled, Site, Start, roll_forward};
 pub use run::{ExecOptions, Progress};
-pub(crate) use run::{Outcome, interrupted, run};
+pub(crate) use run::{Finished, Keeping, Ledger, Outcome, Output, interrupted, run};
 pub(crate) use undo::{UndoDraft, UndoLog};
 pub(crate) use window::WINDOW;

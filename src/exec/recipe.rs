@@ -158,7 +158,7 @@ impl ChangeRecord {
         };
         let part = |part: &PartRecord| {
             let (left, right) = (panel(&part.left)?, panel(&part.right)?);
-            Some(Contribution { adapter: 0, left, right, rank: part.rank, scale: part.scale })
+            Some(Contribution { adapter: 0, left, right, rank: part.rank, scale: part.scale, embedding: false })
         };
         let contributions: Option<Vec<_>> = record.parts.iter().map(part).collect();
         let (name, begin) = (record.tensor.clone(), record.begin);

@@ -1,12 +1,13 @@
-//! From a plan to files: reserve their space, carry out the tasks on all cores, add up what they found.
+//! From plans to files: reserve their space, carry out the work on all cores, add up what was found.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use super::budget::threads;
-use super::crew::{Crew, Output};
-use super::tasks::{Work, split};
+use super::crew::{Crew, Found};
+use super::tasks::schedule;
 use crate::error::{Error, Result};
 use crate::io::{Durability, disk, write_error};
 use crate::kernel::{Isa, Sums};
@@ -54,40 +55,78 @@ pub trait Progress: Sync {
 /// Watches nothing.
 impl Progress for () {}
 
+/// What was found out while one file was written.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Finished {
+    /// By its changes.
+    pub(crate) sums: Vec<Sums>,
+    /// Digests of its tensors by name, if they are wanted.
+    pub(crate) digests: BTreeMap<String, String>,
+}
+
+/// Is told, while a run goes on, of every output that is complete and on disk.
+pub(crate) trait Ledger: Sync {
+    /// # Errors
+    /// `E-002` if it cannot be written down.
+    fn finished(&self, output: usize, finished: &Finished) -> Result<()>;
+}
+
+/// An output file of one of the plans, open.
+pub(crate) struct Output<'p, 'a> {
+    /// Index of the plan.
+    pub(crate) plan: usize,
+    pub(crate) shard: &'p OutShard<'a>,
+    pub(crate) file: File,
+    /// Its name in messages.
+    pub(crate) path: PathBuf,
+    /// An earlier run has completed it, and found this.
+    pub(crate) done: Option<Finished>,
+}
+
 /// What a run found out, by the order of [`Plan::changes`].
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) sums: Vec<Sums>,
+    /// Digests of all tensors by name, if they are wanted.
+    pub(crate) digests: BTreeMap<String, String>,
 }
 
-/// Writes the weights of every output shard into files that `create` makes; the path that it gives is the file's name in messages.
+/// What becomes of the files of a run.
+#[derive(Clone, Copy)]
+pub(crate) struct Keeping<'k> {
+    pub(crate) durability: Durability,
+    /// Compute the digest of every tensor on the way.
+    pub(crate) digests: bool,
+    pub(crate) ledger: Option<&'k dyn Ledger>,
+}
+
+/// Writes the weights of all outputs, which are empty files unless they are done. One outcome for each plan.
 ///
 /// # Errors
-/// The first by the order of the plan: `E-001`, `E-002`, `E-004`, `E-006`, `A-008`, `A-030`, `A-031`.
-pub(crate) fn run(
-    plan: &Plan<'_>,
+/// The first by the order of the work: `E-001`, `E-002`, `E-004`, `E-006`, `A-008`, `A-030`, `A-031`.
+pub(crate) fn run<'p, 'a>(
+    plans: &[&'p Plan<'a>],
+    outputs: &[Output<'p, 'a>],
     options: &ExecOptions,
-    durability: Durability,
+    keeping: Keeping<'_>,
     progress: &dyn Progress,
-    mut create: impl FnMut(&str) -> Result<(File, PathBuf)>,
-) -> Result<Outcome> {
-    let mut outputs = Vec::new();
-    for shard in &plan.shards {
-        let (file, path) = create(&shard.file_name)?;
-        prepare(&file, shard).map_err(|e| write_error(&path, e))?;
-        outputs.push(Output { shard, file, path });
+) -> Result<Vec<Outcome>> {
+    for output in outputs.iter().filter(|output| output.done.is_none()) {
+        prepare(output).map_err(|e| write_error(&output.path, e))?;
     }
-    let tasks = split(plan, options.tile_bytes.max(64));
+    let schedule = schedule(plans, outputs, options.tile_bytes.max(64), keeping.digests);
     let isa = if options.portable { Isa::Portable } else { Isa::best() };
-    let crew = Crew { plan, isa, outputs: &outputs, tasks: &tasks, progress };
-    let found = crew.run(threads(options, tasks.len()), durability)?;
-    let mut sums = vec![Sums::default(); plan.changes().count()];
-    for (task, found) in tasks.iter().zip(&found) {
-        if let Work::Tile(_, place, ..) = task.work {
-            sums[place].add(found);
-        }
+    let found = Found::new(outputs, &schedule);
+    let crew = Crew { plans, isa, outputs, schedule: &schedule, progress, ledger: keeping.ledger, found };
+    crew.run(threads(options, schedule.batches.len()), keeping.durability)?;
+    let mut outcomes: Vec<Outcome> = plans.iter().map(|_| Outcome { sums: Vec::new(), digests: BTreeMap::new() }).collect();
+    for (index, output) in outputs.iter().enumerate() {
+        let finished = crew.finished(index);
+        let outcome = &mut outcomes[output.plan];
+        outcome.sums.extend(finished.sums);
+        outcome.digests.extend(finished.digests);
     }
-    Ok(Outcome { sums })
+    Ok(outcomes)
 }
 
 /// The error of work that [`Progress::cancelled`] ended.
@@ -96,10 +135,10 @@ pub(crate) fn interrupted() -> Error {
 }
 
 /// Reserves the file's space, so that a full disk is known before anything is computed, and writes a new header.
-fn prepare(file: &File, shard: &OutShard<'_>) -> std::io::Result<()> {
-    disk::allocate(file, shard.len)?;
-    match &shard.head {
-        Head::Kept => Ok(()),
-        Head::New(bytes) => disk::write_at(file, bytes, 0),
+fn prepare(output: &Output<'_, '_>) -> std::io::Result<()> {
+    disk::allocate(&output.file, output.shard.len)?;
+    match &output.shard.head {
+        Head::Kept(_) => Ok(()),
+        Head::New(bytes) => disk::write_at(&output.file, bytes, 0),
     }
 }

@@ -1,66 +1,194 @@
-//! The plan's files split into tasks of about one tile of bytes, in the order of the files.
+//! The output files of one or several plans split into tasks of about one tile of bytes, and the tasks put in order. A batch is what one
+//! thread does in one go: mostly one task; all of a tensor where its digest is wanted, which is a hash in the order of the bytes; and
+//! where there are several plans, what they compute from the same bytes of the base, which are then read once.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use super::block::rows_cols;
-use crate::plan::{Change, CopyRange, Plan};
+use super::run::Output;
+use crate::checkpoint::Checkpoint;
+use crate::plan::{Change, CopyRange, Origin, OutTensor, Plan};
 
 /// What one task does.
 pub(super) enum Work<'p, 'a> {
-    Copy(Range<u64>, &'p CopyRange),
-    /// Rows and columns of a change; `.1` is its place in the outcome.
+    Copy(CopyRange),
+    /// Rows and columns of a change; `.1` is its place among those of its file.
     Tile(&'p Change<'a>, usize, Range<u64>, Range<u64>),
 }
 
-/// One thread's next piece of work.
+/// One step of a thread's work.
 pub(super) struct Task<'p, 'a> {
     /// Index of the output file.
-    pub(super) file: usize,
+    pub(super) output: usize,
     pub(super) work: Work<'p, 'a>,
 }
 
-/// All tasks of a plan.
-pub(super) fn split<'p, 'a>(plan: &'p Plan<'a>, tile_bytes: usize) -> Vec<Task<'p, 'a>> {
+/// Tasks that one thread does, one after the other.
+pub(super) struct Batch<'p> {
+    pub(super) tasks: Range<usize>,
+    /// The tensor that the tasks write, all of it in order, if its digest is wanted.
+    pub(super) digest: Option<&'p OutTensor>,
+}
+
+/// All work, in the order in which it is begun.
+pub(super) struct Schedule<'p, 'a> {
+    pub(super) tasks: Vec<Task<'p, 'a>>,
+    pub(super) batches: Vec<Batch<'p>>,
+}
+
+/// The work on `outputs`, but for those that are done already.
+pub(super) fn schedule<'p, 'a>(
+    plans: &[&'p Plan<'a>],
+    outputs: &[Output<'p, 'a>],
+    tile_bytes: usize,
+    digests: bool,
+) -> Schedule<'p, 'a> {
     let tile_bytes = tile_bytes as u64;
-    let mut tasks = Vec::new();
-    let mut place = 0;
-    for (file, shard) in plan.shards.iter().enumerate() {
-        for range in &shard.copies {
-            let mut at = 0;
-            while at < range.len {
-                let end = range.len.min(at + tile_bytes);
-                tasks.push(Task { file, work: Work::Copy(at..end, range) });
-                at = end;
-            }
+    let ranks = ranks(plans);
+    let (mut tasks, mut batches) = (Vec::new(), Vec::new());
+    for (index, output) in outputs.iter().enumerate().filter(|(_, output)| output.done.is_none()) {
+        let base = plans[output.plan].base;
+        let of_change = |place: usize, change: &'p Change<'a>| {
+            let rank = ranks.get(change.name.as_str()).copied().unwrap_or(1);
+            let blocks = tiles(change, rank, tile_bytes, digests);
+            blocks.into_iter().map(move |(rows, cols)| Task { output: index, work: Work::Tile(change, place, rows, cols) })
+        };
+        if digests {
+            by_tensor(index, output, base, tile_bytes, of_change, &mut tasks, &mut batches);
+            continue;
         }
-        for change in &shard.changes {
-            for (rows, cols) in tiles(change, tile_bytes) {
-                tasks.push(Task { file, work: Work::Tile(change, place, rows, cols) });
-            }
-            place += 1;
+        for range in output.shard.copies(base) {
+            tasks.extend(parts(range, tile_bytes).map(|part| Task { output: index, work: Work::Copy(part) }));
+        }
+        for (place, change) in output.shard.changes.iter().enumerate() {
+            tasks.extend(of_change(place, change));
         }
     }
-    tasks
+    if !digests {
+        if plans.len() > 1 {
+            tasks.sort_by_key(|task| source(task));
+        }
+        batches = in_batches(&tasks);
+    }
+    Schedule { tasks, batches }
 }
 
-/// Splits a change into blocks.
-pub(super) fn tiles(change: &Change<'_>, tile_bytes: u64) -> Vec<(Range<u64>, Range<u64>)> {
+/// A batch for each tensor of a file.
+fn by_tensor<'p, 'a, I: Iterator<Item = Task<'p, 'a>>>(
+    index: usize,
+    output: &Output<'p, 'a>,
+    base: &Checkpoint,
+    tile_bytes: u64,
+    of_change: impl Fn(usize, &'p Change<'a>) -> I,
+    tasks: &mut Vec<Task<'p, 'a>>,
+    batches: &mut Vec<Batch<'p>>,
+) {
+    if let Some(header) = output.shard.header(base) {
+        batches.push(Batch { tasks: tasks.len()..tasks.len() + 1, digest: None });
+        tasks.push(Task { output: index, work: Work::Copy(header) });
+    }
+    let mut changes = output.shard.changes.iter().enumerate();
+    for tensor in &output.shard.tensors {
+        let first = tasks.len();
+        match tensor.copy() {
+            Some(range) => tasks.extend(parts(range, tile_bytes).map(|part| Task { output: index, work: Work::Copy(part) })),
+            None => tasks.extend(changes.next().into_iter().flat_map(|(place, change)| of_change(place, change))),
+        }
+        batches.push(Batch { tasks: first..tasks.len(), digest: Some(tensor) });
+    }
+}
+
+/// A range in parts of a tile.
+fn parts(range: CopyRange, tile_bytes: u64) -> impl Iterator<Item = CopyRange> {
+    (0..range.len.div_ceil(tile_bytes)).map(move |i| {
+        let at = i * tile_bytes;
+        CopyRange { from: range.from + at, to: range.to + at, len: (range.len - at).min(tile_bytes), ..range }
+    })
+}
+
+/// Tasks that begin with the same bytes of the base are one batch.
+fn in_batches<'p>(tasks: &[Task<'p, '_>]) -> Vec<Batch<'p>> {
+    let mut batches: Vec<Batch<'p>> = Vec::new();
+    for (at, task) in tasks.iter().enumerate() {
+        let together = |last: &&mut Batch<'p>| {
+            let first = &tasks[last.tasks.start];
+            matches!((&first.work, &task.work), (Work::Tile(..), Work::Tile(..)))
+                && first.output != task.output
+                && source(first) == source(task)
+        };
+        match batches.last_mut().filter(together) {
+            Some(last) => last.tasks.end = at + 1,
+            None => batches.push(Batch { tasks: at..at + 1, digest: None }),
+        }
+    }
+    batches
+}
+
+/// The file and offset of the base that a task reads from first, and how much.
+fn source(task: &Task<'_, '_>) -> (usize, u64, u64) {
+    match &task.work {
+        Work::Copy(range) => (range.shard, range.from, range.len),
+        Work::Tile(change, _, rows, cols) => {
+            let (_, total) = rows_cols(change);
+            let count = (rows.end - rows.start) * (cols.end - cols.start);
+            match &change.origin {
+                Origin::Base { shard, begin, info } => {
+                    let size = info.bytes().checked_div(info.shape.elements()).unwrap_or(1);
+                    (*shard, begin + (rows.start * total + cols.start) * size, count * size)
+                }
+                Origin::Adapter(_) => (usize::MAX, change.begin, count),
+            }
+        }
+    }
+}
+
+/// The largest rank that any of the plans brings to each tensor, so that all of them split it in the same way.
+fn ranks<'p>(plans: &[&'p Plan<'_>]) -> HashMap<&'p str, u64> {
+    let mut ranks = HashMap::new();
+    for change in plans.iter().flat_map(|plan| plan.changes()) {
+        let most = ranks.entry(change.name.as_str()).or_insert(1);
+        *most = rank(change).max(*most);
+    }
+    ranks
+}
+
+/// Of all adapters together.
+pub(super) fn rank(change: &Change<'_>) -> u64 {
+    change.contributions.iter().map(|c| c.rank).sum::<u64>().max(1)
+}
+
+/// Splits a change into blocks as if it had this rank. With `whole_rows` the blocks are consecutive in the file.
+pub(super) fn tiles(change: &Change<'_>, rank: u64, tile_bytes: u64, whole_rows: bool) -> Vec<(Range<u64>, Range<u64>)> {
     let (rows, cols) = rows_cols(change);
-    tiles_within(change, tile_bytes, 0..rows, 0..cols)
+    let widest = if whole_rows && rows > 1 { cols } else { 1 };
+    split(change, rank, tile_bytes, widest, 0..rows, 0..cols)
 }
 
-/// Splits a part of a change into blocks. A right panel may take four tiles' worth of memory, a left one a single one: columns are split
-/// only when a row, or its panel, is longer than that.
+/// Splits a part of a change into blocks.
 pub(super) fn tiles_within(
     change: &Change<'_>,
     tile_bytes: u64,
     rows: Range<u64>,
     cols: Range<u64>,
 ) -> Vec<(Range<u64>, Range<u64>)> {
-    let rank: u64 = change.contributions.iter().map(|c| c.rank).sum();
+    split(change, rank(change), tile_bytes, 1, rows, cols)
+}
+
+/// A right panel may take four tiles' worth of memory, a left one a single one: columns are split only when a row, or its panel, is longer
+/// than that, and no block is narrower than `least` columns.
+fn split(
+    change: &Change<'_>,
+    rank: u64,
+    tile_bytes: u64,
+    least: u64,
+    rows: Range<u64>,
+    cols: Range<u64>,
+) -> Vec<(Range<u64>, Range<u64>)> {
+    let per_value = 8 * rank;
     let size = size_of_value(change);
-    let per_value = 8 * rank.max(1);
-    let wide = (4 * tile_bytes / per_value).min((4 * tile_bytes / size).max(1)).clamp(1, (cols.end - cols.start).max(1));
+    let wide =
+        (4 * tile_bytes / per_value).min((4 * tile_bytes / size).max(1)).max(least).clamp(1, (cols.end - cols.start).max(1));
     let high = (tile_bytes / (wide * size)).min(tile_bytes / per_value).clamp(1, (rows.end - rows.start).max(1));
     let mut blocks = Vec::new();
     let mut row = rows.start;

@@ -9,7 +9,7 @@ mod map;
 mod publish;
 mod source;
 
-pub(crate) use digest::{ContentRoot, structure_digest, tensor_digest};
+pub(crate) use digest::{ContentRoot, TensorHash, structure_digest, tensor_digest};
 pub(crate) use exclusive::{Exclusive, journal_of, pending, refuse_pending};
 pub use publish::{Durability, Overwrite};
 pub(crate) use publish::{OutputKind, Staging, check_output, free_space, parent_of, write_error};

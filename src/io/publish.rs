@@ -181,6 +181,17 @@ impl Staging {
         }
     }
 
+    /// Takes over a staging folder that an earlier run has left.
+    pub(crate) fn adopt(target: &Path, path: PathBuf, overwrite: Overwrite) -> Self {
+        let replaces = identity(target).filter(|_| overwrite == Overwrite::Replace);
+        Staging { target: target.to_owned(), path, kind: OutputKind::Folder, replaces, settled: false }
+    }
+
+    /// From here on, the staging stays where it is if it is not published.
+    pub(crate) fn keep(&mut self) {
+        self.settled = true;
+    }
+
     /// Where `name` is staged; `name` is ignored for a single file.
     pub(crate) fn path_of(&self, name: impl AsRef<Path>) -> PathBuf {
         self.within(&self.path, name.as_ref())
@@ -214,6 +225,14 @@ impl Staging {
             }
         };
         opened.map_err(|e| write_error(&target, e))
+    }
+
+    /// Opens a file that is there already.
+    ///
+    /// # Errors
+    /// `E-002`.
+    pub(crate) fn reopen(&self, name: impl AsRef<Path>) -> Result<File> {
+        disk::open_write(&self.path_of(&name)).map_err(|e| write_error(&self.target_of(&name), e))
     }
 
     /// Writes a small file.

@@ -10,9 +10,11 @@ use std::arch::x86_64::{__m256, __m512};
 
 use super::float::{BF16, F16, F32, F64, Float, Value};
 use super::magnitude;
+use super::replay::{self, Step};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::single;
-use super::tile::{Part, Sums, Tile, update};
+use super::stochastic::{self, Dice};
+use super::tile::{Part, Rounding, Sums, Tile, update};
 use super::vector::Vector;
 
 /// An instruction set that the kernels are compiled for.
@@ -63,9 +65,14 @@ impl Isa {
     }
 }
 
-/// The kernel for the formats of the tile, all in f64.
+/// The kernel for the formats and the rounding of the tile, all in f64.
 #[inline(always)]
 fn wide<V: Value, const FMA: bool>(tile: &mut Tile<'_>, parts: &[Part<'_, V>]) -> Sums {
+    match tile.rounding {
+        Rounding::Nearest => {}
+        Rounding::Replay(steps) => return replayed::<V, FMA>(tile, parts, steps),
+        Rounding::Stochastic(dice) => return by_chance::<V, FMA>(tile, parts, dice),
+    }
     match (tile.from, tile.to) {
         (Float::F64, Float::F64) => update::<F64, F64, V, FMA>(tile, parts),
         (Float::F64, Float::F32) => update::<F64, F32, V, FMA>(tile, parts),
@@ -75,6 +82,26 @@ fn wide<V: Value, const FMA: bool>(tile: &mut Tile<'_>, parts: &[Part<'_, V>]) -
         (Float::F16, Float::F16) => update::<F16, F16, V, FMA>(tile, parts),
         (Float::BF16, Float::BF16) => update::<BF16, BF16, V, FMA>(tile, parts),
         (from, to) => unreachable!("no kernel from {from:?} to {to:?}: widen to F64 first"),
+    }
+}
+
+#[inline(always)]
+fn replayed<V: Value, const FMA: bool>(tile: &mut Tile<'_>, parts: &[Part<'_, V>], steps: &[Step]) -> Sums {
+    match tile.to {
+        Float::F64 => replay::update::<F64, V, FMA>(tile, parts, steps),
+        Float::F32 => replay::update::<F32, V, FMA>(tile, parts, steps),
+        Float::F16 => replay::update::<F16, V, FMA>(tile, parts, steps),
+        Float::BF16 => replay::update::<BF16, V, FMA>(tile, parts, steps),
+    }
+}
+
+#[inline(always)]
+fn by_chance<V: Value, const FMA: bool>(tile: &mut Tile<'_>, parts: &[Part<'_, V>], dice: Dice) -> Sums {
+    match tile.to {
+        Float::F64 => stochastic::update::<F64, V, FMA>(tile, parts, dice),
+        Float::F32 => stochastic::update::<F32, V, FMA>(tile, parts, dice),
+        Float::F16 => stochastic::update::<F16, V, FMA>(tile, parts, dice),
+        Float::BF16 => stochastic::update::<BF16, V, FMA>(tile, parts, dice),
     }
 }
 
@@ -89,8 +116,10 @@ fn fused<V: Value, R: Vector, const ROWS: usize, const K: usize>(tile: &mut Tile
         singles.push(Part { left: part.left, right, rank: part.rank, scale: part.scale });
     }
     match (tile.from, tile.to) {
-        (Float::F16, Float::F16) if tile.cols > 0 => single::update::<F16, R, ROWS, K>(tile, &singles),
-        (Float::BF16, Float::BF16) if tile.cols > 0 => single::update::<BF16, R, ROWS, K>(tile, &singles),
+        // Without updates there is nothing to hurry.
+        _ if parts.is_empty() || tile.cols == 0 => wide::<V, true>(tile, parts),
+        (Float::F16, Float::F16) => single::update::<F16, R, ROWS, K>(tile, &singles),
+        (Float::BF16, Float::BF16) => single::update::<BF16, R, ROWS, K>(tile, &singles),
         _ => wide::<V, true>(tile, parts),
     }
 }
@@ -188,7 +217,7 @@ mod tests {
                 let wanted = oracle(float, &base, cols, &parts);
                 for isa in Isa::available() {
                     let mut out = vec![0; base.len()];
-                    let sums = update_tile(isa, &mut Tile { from: float, to: float, base: &base, out: &mut out, cols, keep_nonfinite: false }, &parts);
+                    let sums = update_tile(isa, &mut Tile { from: float, to: float, base: &base, out: &mut out, cols, keep_nonfinite: false, rounding: Rounding::Nearest }, &parts);
                     prop_assert_eq!(&out, &wanted, "{:?} {:?}", isa, float);
                     prop_assert_eq!(sums.nonfinite, 0);
                 }
@@ -223,7 +252,7 @@ mod tests {
                 float.widen(&wanted, &mut finite);
                 for isa in Isa::available() {
                     let mut out = vec![0; base.len()];
-                    let sums = update_tile(isa, &mut Tile { from: float, to: float, base: &base, out: &mut out, cols, keep_nonfinite: false }, &[part]);
+                    let sums = update_tile(isa, &mut Tile { from: float, to: float, base: &base, out: &mut out, cols, keep_nonfinite: false, rounding: Rounding::Nearest }, &[part]);
                     let at = out.chunks(2).zip(wanted.chunks(2)).position(|(x, y)| x != y);
                     // The oracle adds a zero update, which loses the sign of a zero; the kernels leave such a value alone.
                     let at = at.filter(|&at| base[2 * at..2 * at + 2] != out[2 * at..2 * at + 2] || out[2 * at..2 * at + 2] != [0, 0x80]);
@@ -245,10 +274,32 @@ mod tests {
             let mut out = vec![0; base.len()];
             let sums = update_tile(
                 isa,
-                &mut Tile { from: Float::F32, to: Float::F32, base: &base, out: &mut out, cols: 3, keep_nonfinite: false },
+                &mut Tile {
+                    from: Float::F32,
+                    to: Float::F32,
+                    base: &base,
+                    out: &mut out,
+                    cols: 3,
+                    keep_nonfinite: false,
+                    rounding: Rounding::Nearest,
+                },
                 &[part],
             );
             assert_eq!((out == base, sums.changed), (true, 0), "{isa:?}");
+        }
+    }
+
+    #[test]
+    fn without_updates_a_tile_is_a_copy() {
+        for (isa, float) in Isa::available().into_iter().flat_map(|isa| [Float::BF16, Float::F16, Float::F32].map(|f| (isa, f))) {
+            let values: Vec<f64> = (0..300).map(|i| f64::from(i) / 7.0 - 3.0).collect();
+            let mut base = vec![0; 300 * float.size()];
+            float.narrow(&values, &mut base);
+            let mut out = vec![1; base.len()];
+            let (base, cols, rounding) = (&base, 60, Rounding::Nearest);
+            let mut tile = Tile { from: float, to: float, base, out: &mut out, cols, keep_nonfinite: false, rounding };
+            let sums = update_tile::<f32>(isa, &mut tile, &[]);
+            assert_eq!((&out == base, sums.changed, sums.delta), (true, 0, 0.0), "{isa:?} {float:?}");
         }
     }
 
@@ -260,7 +311,15 @@ mod tests {
             let mut out = vec![0; 4];
             update_tile(
                 Isa::best(),
-                &mut Tile { from: Float::F16, to: Float::F16, base: &base, out: &mut out, cols: 2, keep_nonfinite },
+                &mut Tile {
+                    from: Float::F16,
+                    to: Float::F16,
+                    base: &base,
+                    out: &mut out,
+                    cols: 2,
+                    keep_nonfinite,
+                    rounding: Rounding::Nearest,
+                },
                 &[part],
             )
         };

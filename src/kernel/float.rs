@@ -108,6 +108,10 @@ pub(super) trait Format {
     fn load(raw: &[u8]) -> Self::Bits;
     /// To little-endian bytes, `SIZE` of them.
     fn store(bits: Self::Bits, raw: &mut [u8]);
+    /// The next value away from zero.
+    fn away(bits: Self::Bits) -> Self::Bits;
+    /// The next value toward zero, which `bits` is not.
+    fn toward(bits: Self::Bits) -> Self::Bits;
 }
 
 /// The part of a format that says which integer holds its bits.
@@ -124,6 +128,14 @@ macro_rules! stored_as {
         #[inline(always)]
         fn store(bits: $bits, raw: &mut [u8]) {
             raw.copy_from_slice(&bits.to_le_bytes());
+        }
+        #[inline(always)]
+        fn away(bits: $bits) -> $bits {
+            bits.wrapping_add(1)
+        }
+        #[inline(always)]
+        fn toward(bits: $bits) -> $bits {
+            bits.wrapping_sub(1)
         }
     };
 }

@@ -15,7 +15,9 @@ mod float;
 mod gram;
 mod half;
 mod magnitude;
+mod replay;
 mod single;
+mod stochastic;
 mod tile;
 mod vector;
 
@@ -23,4 +25,6 @@ pub(crate) use dispatch::{Isa, largest, update_tile};
 pub(crate) use float::{Float, Value};
 pub(crate) use gram::product_norm;
 pub(crate) use magnitude::limit;
-pub(crate) use tile::{Part, Sums, Tile};
+pub(crate) use replay::Step;
+pub(crate) use stochastic::Dice;
+pub(crate) use tile::{Narrower, Part, Rounding, Sums, Tile};

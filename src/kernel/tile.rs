@@ -4,6 +4,8 @@
 //! R `(rank, cols)`, widened without loss: for a linear layer L is rows of B and R is A; the other kinds transpose while loading.
 
 use super::float::{BF16, F16, Float, Format, Value};
+use super::replay::Step;
+use super::stochastic::Dice;
 
 /// The contribution of one adapter: `scale · L · R`.
 #[derive(Debug, Clone, Copy)]
@@ -33,6 +35,19 @@ pub(crate) struct Tile<'a> {
     pub(crate) cols: usize,
     /// Leave a base value alone that is not finite, instead of reporting it.
     pub(crate) keep_nonfinite: bool,
+    /// How sums become values of `out`.
+    pub(crate) rounding: Rounding<'a>,
+}
+
+/// How the sum of base and updates becomes a value of the format.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Rounding<'a> {
+    /// The nearest, once.
+    Nearest,
+    /// As PEFT does it, with a step for each part. `from` is F64.
+    Replay(&'a [Step]),
+    /// One of the two around it, by chance. `from` is F64.
+    Stochastic(Dice),
 }
 
 /// How many values differ in each of the narrower formats.
@@ -59,6 +74,10 @@ pub(crate) struct Sums {
     pub(crate) nonfinite: u64,
     /// Base values that are not finite and were left alone.
     pub(crate) kept: u64,
+    /// Of a result in another format than the base: what rounding took, ‖M − W − D‖².
+    pub(crate) lost: f64,
+    /// Of such a result: values that are not zero before rounding, and zero after it.
+    pub(crate) flushed: u64,
 }
 
 impl Sums {
@@ -72,6 +91,8 @@ impl Sums {
         self.changed_in.f16 += other.changed_in.f16;
         self.nonfinite += other.nonfinite;
         self.kept += other.kept;
+        self.lost += other.lost;
+        self.flushed += other.flushed;
     }
 }
 
@@ -122,10 +143,20 @@ pub(super) fn update_block<F: Format, G: Format, V: Value, const FMA: bool>(
     keep_nonfinite: bool,
     sums: &mut Lanes,
 ) {
-    // A short block is computed as a whole one whose missing values are zero: they change nothing, and no sum.
-    let delta =
-        if n == BLOCK { delta::<V, BLOCK, FMA>(row, at, cols, parts) } else { short_delta::<V, FMA>(row, at, n, cols, parts) };
-    block::<F, G>(base, out, &delta, keep_nonfinite, sums);
+    block::<F, G>(base, out, &delta_of::<V, FMA>(row, at, n, cols, parts), keep_nonfinite, sums);
+}
+
+/// The update of `n` values of one row. A short block is computed as a whole one whose missing values are zero: they change nothing, and
+/// no sum.
+#[inline(always)]
+pub(super) fn delta_of<V: Value, const FMA: bool>(
+    row: usize,
+    at: usize,
+    n: usize,
+    cols: usize,
+    parts: &[Part<'_, V>],
+) -> [f64; BLOCK] {
+    if n == BLOCK { delta::<V, BLOCK, FMA>(row, at, cols, parts) } else { short_delta::<V, FMA>(row, at, n, cols, parts) }
 }
 
 /// The update of `N` values of one row. The order of the sum over the rank is ascending, the order over adapters is as given, and both
@@ -196,6 +227,9 @@ fn block<F: Format, G: Format>(base: &[u8], out: &mut [u8], delta: &[f64; BLOCK]
     if G::SIZE > 2 {
         sums.narrowed::<BF16, F16>(&w, &m);
     }
+    if F::SIZE > G::SIZE {
+        sums.converted(&w, &m, delta);
+    }
 }
 
 /// Independent partial sums, so that the compiler may keep them in vector registers.
@@ -212,9 +246,34 @@ pub(super) struct Lanes {
     changed_f16: [u64; LANES],
     nonfinite: u64,
     kept: u64,
+    lost: [f64; LANES],
+    flushed: [u64; LANES],
 }
 
 impl Lanes {
+    /// Takes in a block of values of `G` that were made from wider ones.
+    #[inline(always)]
+    pub(super) fn take<G: Format>(&mut self, w: &[f64; BLOCK], m: &[f64; BLOCK], delta: &[f64; BLOCK], keep_nonfinite: bool) {
+        self.add(w, m, delta, keep_nonfinite);
+        if G::SIZE > 2 {
+            self.narrowed::<BF16, F16>(w, m);
+        }
+        self.converted(w, m, delta);
+    }
+
+    /// What a change of format took away.
+    #[inline(always)]
+    fn converted(&mut self, w: &[f64; BLOCK], m: &[f64; BLOCK], delta: &[f64; BLOCK]) {
+        for start in (0..BLOCK).step_by(LANES) {
+            for lane in 0..LANES {
+                let (sum, m) = (w[start + lane] + delta[start + lane], m[start + lane]);
+                let miss = if sum.is_finite() & m.is_finite() { sum - m } else { 0.0 };
+                self.lost[lane] += miss * miss;
+                self.flushed[lane] += u64::from((m == 0.0) & (sum != 0.0));
+            }
+        }
+    }
+
     /// Takes in a block. True if it has base values that are not finite.
     #[inline(always)]
     fn add(&mut self, w: &[f64; BLOCK], m: &[f64; BLOCK], delta: &[f64; BLOCK], keep_nonfinite: bool) -> bool {
@@ -298,6 +357,8 @@ impl Lanes {
             changed_in: Narrower { bf16: self.changed_bf16.iter().sum(), f16: self.changed_f16.iter().sum() },
             nonfinite: self.nonfinite,
             kept: self.kept,
+            lost: self.lost.iter().sum(),
+            flushed: self.flushed.iter().sum(),
         }
     }
 }

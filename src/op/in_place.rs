@@ -6,19 +6,23 @@ use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::account::{Understood, fill_in, understand};
 use super::lineage::{self, Merged, RECORD};
-use super::merge::{MergeOptions, fill_in, understand};
+use super::merge::MergeOptions;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Diagnostic, Error, Result};
-use crate::exec::{self, Draft, ExecOptions, FileRecord, Journal, Outcome, Progress, Rolled, Site, Start, UndoDraft};
+use crate::exec::{self, Draft, ExecOptions, FileRecord, Journal, Needs, Progress, Rolled, Site, Start, UndoDraft};
 use crate::io::{
     Durability, Exclusive, OutputKind, Overwrite, Staging, check_output, disk, free_space, journal_of, parent_of, write_error,
 };
 use crate::limits::Limits;
-use crate::plan::{Change, Head, Plan, Weighted};
+use crate::plan::{Change, OutShard, OutputOptions, Plan, Weighted};
 use crate::report::text::{count, plural};
 use crate::report::{MergeReport, RecoverReport};
 use crate::rules;
+
+/// Each thread holds a window.
+const NEEDS: Needs = Needs { held: exec::WINDOW, whole_rows: false };
 
 /// Merges `adapters` into the files of `base`. The bytes are those that [`merge`](super::merge()) would write elsewhere; only those of
 /// changed tensors are written. `base` is not to be used afterwards: its files are no longer what it read.
@@ -51,17 +55,18 @@ pub(super) fn merge_in_place_as(
     options: &MergeOptions,
     progress: &dyn Progress,
 ) -> Result<MergeReport> {
-    let (plan, mut report, record) = prepare(base, adapters, entries, options)?;
+    let (understood, record) = prepare(base, adapters, entries, options)?;
+    let Understood { plan, mut report, .. } = understood;
     if let Some(log) = undo_log {
         check_output(log, OutputKind::File, &[base.path()], Overwrite::Refuse)?;
         report.undo_log = Some(log.display().to_string());
     }
-    let limited = exec::fitted(&plan, &options.exec, exec::WINDOW)?;
+    let limited = exec::fitted(&[&plan], &options.exec, NEEDS)?;
     let files = open(&plan)?;
     let numbered = |shards: bool| -> Vec<(usize, &Change<'_>)> {
-        let touched = plan.shards.iter().filter(|shard| !shard.changes.is_empty()).enumerate();
-        touched
-            .flat_map(|(file, shard)| shard.changes.iter().map(move |c| (if shards { shard.shard } else { file }, c)))
+        touched(&plan)
+            .enumerate()
+            .flat_map(|(file, (index, shard))| shard.changes.iter().map(move |c| (if shards { index } else { file }, c)))
             .collect()
     };
     let old = exec::prove(&plan, &numbered(true), &limited, progress)?;
@@ -89,7 +94,7 @@ pub(super) fn merge_in_place_as(
         }
     })?;
     let rolled = carry_out(&journal, base.path(), files, Start::Proven, &limited, options, progress)?;
-    fill_in(&mut report, &plan, &Outcome { sums: rolled.sums });
+    fill_in(&mut report, &plan, &rolled.sums);
     Ok(report)
 }
 
@@ -98,7 +103,7 @@ pub(super) fn merge_in_place_as(
 /// # Errors
 /// As [`merge_in_place`], but for what only the values can tell.
 pub fn dry_run_in_place(base: &Checkpoint, adapters: &[Weighted<'_>], options: &MergeOptions) -> Result<MergeReport> {
-    let (plan, mut report, _) = prepare(base, adapters, None, options)?;
+    let (Understood { plan, mut report, .. }, _) = prepare(base, adapters, None, options)?;
     open(&plan)?;
     report.dry_run = true;
     Ok(report)
@@ -145,23 +150,29 @@ fn prepare<'a>(
     adapters: &[Weighted<'a>],
     entries: Option<Vec<Merged>>,
     options: &MergeOptions,
-) -> Result<(Plan<'a>, MergeReport, String)> {
-    let (plan, mut report, record) = understand(base, adapters, entries, base.path(), options)?;
-    refuse_moves(&plan)?;
+) -> Result<(Understood<'a>, String)> {
+    if options.output != OutputOptions::default() || options.digests || options.resume {
+        let message = "in place, dtype, files and rounding stay as they are, and no digests are taken";
+        return Err(Error::new(rules::IN_PLACE, message).file(base.path()).help("merge into a new folder with -o instead"));
+    }
+    let mut understood = understand(base, adapters, entries, base.path(), options)?;
+    let record = understood.record(None);
+    let Understood { plan, report, .. } = &mut understood;
+    let plan: &Plan<'_> = plan;
+    refuse_moves(plan)?;
     report.in_place = true;
     report.files_copied.clear();
     report.files_left.clear();
     report.bytes = plan.changes().map(|change| change.info.bytes()).sum();
-    report.memory = exec::memory(&plan, &exec::fitted(&plan, &options.exec, exec::WINDOW)?, exec::WINDOW);
-    Ok((plan, report, record))
+    report.memory = exec::memory(&[plan], &exec::fitted(&[plan], &options.exec, NEEDS)?, NEEDS);
+    Ok((understood, record))
 }
 
 /// In place, every tensor keeps its place, and no other file changes.
 fn refuse_moves(plan: &Plan<'_>) -> Result<()> {
     let elsewhere = "merge into a new folder with -o instead";
     let mut problems = Vec::new();
-    let added = plan.shards.iter().filter(|shard| matches!(shard.head, Head::New(_))).flat_map(|shard| &shard.added);
-    for (name, _) in added {
+    for name in plan.added().map(|change| &change.name) {
         let message = format!("{name:?} is new, and a file that is changed in place keeps its tensors");
         problems.push(Diagnostic::new(rules::IN_PLACE, message).tensor(name).file(plan.base.path()).help(elsewhere));
     }
@@ -175,6 +186,11 @@ fn refuse_moves(plan: &Plan<'_>) -> Result<()> {
     Error::check(problems)
 }
 
+/// The files that change, with their places among the base's, which are those of the output.
+fn touched<'p, 'a>(plan: &'p Plan<'a>) -> impl Iterator<Item = (usize, &'p OutShard<'a>)> {
+    plan.shards.iter().enumerate().filter(|(_, shard)| !shard.changes.is_empty())
+}
+
 /// Opens the files that change, to be changed, and makes sure that they are those that the plan is about.
 fn open(plan: &Plan<'_>) -> Result<Vec<Exclusive>> {
     let journal = journal_of(plan.base.path());
@@ -182,8 +198,8 @@ fn open(plan: &Plan<'_>) -> Result<Vec<Exclusive>> {
         return Err(crate::io::pending(&journal));
     }
     let mut files = Vec::new();
-    for shard in plan.shards.iter().filter(|shard| !shard.changes.is_empty()) {
-        let source = &plan.base.shards()[shard.shard].file;
+    for (index, _) in touched(plan) {
+        let source = &plan.base.shards()[index].file;
         let file = Exclusive::open(source.path())?;
         if source.identity() != Some(file.identity()) || file.len() != source.file_len() {
             let message = "the file was replaced while it was read";
@@ -195,9 +211,8 @@ fn open(plan: &Plan<'_>) -> Result<Vec<Exclusive>> {
 }
 
 fn records(plan: &Plan<'_>, files: &[Exclusive]) -> Result<Vec<FileRecord>> {
-    let touched = plan.shards.iter().filter(|shard| !shard.changes.is_empty());
-    let record = |(shard, file): (&crate::plan::OutShard<'_>, &Exclusive)| {
-        let header_len = plan.base.shards()[shard.shard].file.header().data_start - 8;
+    let record = |((index, _), file): ((usize, &OutShard<'_>), &Exclusive)| {
+        let header_len = plan.base.shards()[index].file.header().data_start - 8;
         let mut header = vec![0; usize::try_from(header_len).unwrap_or(usize::MAX)];
         file.read(8, &mut header)?;
         let name = file.path().file_name().unwrap_or_default().to_str().map(str::to_owned);
@@ -206,7 +221,7 @@ fn records(plan: &Plan<'_>, files: &[Exclusive]) -> Result<Vec<FileRecord>> {
         })?;
         Ok(FileRecord { name, len: file.len(), header_len, header: exec::sha256(&header) })
     };
-    touched.zip(files).map(record).collect()
+    touched(plan).zip(files).map(record).collect()
 }
 
 /// Writes a file beside the weights, which gets its name once it is complete and on disk. After an error it is not there, unless it

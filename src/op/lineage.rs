@@ -1,22 +1,26 @@
 //! The record of what was merged into a checkpoint folder, which travels with it: `loratool.merge.json`. It names adapters by the
 //! digest of their content, so that the same adapter is not merged twice, whatever its file is called.
 
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::digests::content;
+use super::merge::MergeOptions;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Class, Error, Result};
-use crate::io::read_small;
-use crate::plan::Weighted;
+use crate::exec::sha256;
+use crate::io::{ContentRoot, read_small};
+use crate::plan::{BindOptions, Plan, Rounding, Weighted};
+use crate::report::Balance;
 use crate::rules;
 
 /// The record's name in the folder.
 pub(super) const RECORD: &str = "loratool.merge.json";
 const VERSION: u32 = 1;
-/// Bytes: some thousands of merges.
-const LIMIT: u64 = 1 << 20;
+/// Bytes: some hundreds of merges of a large model, and the digests of all its tensors.
+const LIMIT: u64 = 64 << 20;
 
 /// An adapter that was merged, or taken out if the weight is negative.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,12 +33,130 @@ pub(crate) struct Merged {
     pub(crate) weight: f64,
 }
 
+/// One merge, or one unmerging: what went in, how, and the counts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Step {
+    /// Program and version.
+    tool: String,
+    base: BaseState,
+    adapters: Vec<Merged>,
+    rounding: String,
+    /// The dtype that all floats were given, if they were.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    dtype: Option<String>,
+    /// The flags that relaxed a check.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    flags: Vec<String>,
+    counts: Balance,
+}
+
+/// What was merged into.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BaseState {
+    /// Name of the folder, for people.
+    name: String,
+    /// The structure root: names, dtypes and shapes of all tensors.
+    structure: String,
+    /// SHA-256 of the header of each file.
+    headers: BTreeMap<String, String>,
+}
+
+/// Digests of the tensors of a checkpoint as the last merge left them.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Digests {
+    /// The content root over the tensors.
+    pub(super) content: String,
+    pub(super) tensors: BTreeMap<String, String>,
+}
+
 /// All that was merged, oldest first.
 #[derive(Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Record {
     version: u32,
-    merges: Vec<Merged>,
+    merges: Vec<Step>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) digests: Option<Digests>,
+}
+
+impl Digests {
+    pub(super) fn of(tensors: BTreeMap<String, String>) -> Digests {
+        let mut root = ContentRoot::default();
+        tensors.iter().for_each(|(name, digest)| root.insert(name, digest.clone()));
+        Digests { content: root.finish(), tensors }
+    }
+}
+
+impl Step {
+    /// # Errors
+    /// `E-001`, `E-004` if a header cannot be read.
+    pub(super) fn new(plan: &Plan<'_>, adapters: Vec<Merged>, options: &MergeOptions, counts: Balance) -> Result<Step> {
+        let base = plan.base;
+        let mut headers = BTreeMap::new();
+        for shard in base.shards() {
+            let mut header = vec![0; usize::try_from(shard.file.header().data_start.saturating_sub(8)).unwrap_or(usize::MAX)];
+            shard.file.read_bytes(8, &mut header)?;
+            headers.insert(shard.file_name.clone(), sha256(&header));
+        }
+        let name = base.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+        Ok(Step {
+            tool: concat!("loratool ", env!("CARGO_PKG_VERSION")).to_owned(),
+            base: BaseState { name, structure: base.structure_root(), headers },
+            adapters,
+            rounding: name_of(options.output.rounding),
+            dtype: options.output.dtype.map(|dtype| dtype.to_string()),
+            flags: flags(options),
+            counts,
+        })
+    }
+}
+
+/// The rounding in reports and records.
+pub(super) fn name_of(rounding: Rounding) -> String {
+    match rounding {
+        Rounding::Nearest => "nearest".to_owned(),
+        Rounding::Peft => "peft".to_owned(),
+        Rounding::PeftSafe => "peft-safe".to_owned(),
+        Rounding::Stochastic { seed } => format!("stochastic, seed {seed}"),
+    }
+}
+
+/// The flags that relaxed a check, as the command line spells them.
+fn flags(options: &MergeOptions) -> Vec<String> {
+    let BindOptions {
+        prefix,
+        allow_missing,
+        skip_replacements,
+        add_new_tensors,
+        untie,
+        allow_nonfinite_base,
+        allow_base_mismatch,
+    } = &options.bind;
+    let named = [
+        (*skip_replacements, "--skip-replacements"),
+        (*add_new_tensors, "--add-new-tensors"),
+        (*untie, "--untie"),
+        (*allow_nonfinite_base, "--allow-nonfinite-base"),
+        (*allow_base_mismatch, "--allow-base-mismatch"),
+        (options.allow_repeat, "--allow-repeat"),
+    ];
+    let mut flags: Vec<String> = named.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag.to_string()).collect();
+    flags.extend(prefix.iter().map(|(from, to)| format!("--prefix {from}={to}")));
+    flags.extend(allow_missing.iter().map(|pattern| format!("--allow-missing {pattern}")));
+    flags
+}
+
+/// What an adapter is called: its file, or the folder of a PEFT adapter.
+pub(super) fn name(label: &Path) -> String {
+    let name = match label.file_name() {
+        Some(name) if name == "adapter_model.safetensors" => label.parent().and_then(Path::file_name).unwrap_or(name),
+        Some(name) => name,
+        None => label.as_os_str(),
+    };
+    name.to_string_lossy().into_owned()
 }
 
 /// What `adapters` are by their content.
@@ -43,14 +165,8 @@ pub(super) struct Record {
 /// `A-008`, `E-001`, `E-004`.
 pub(super) fn entries(adapters: &[Weighted<'_>]) -> Result<Vec<Merged>> {
     let entry = |weighted: &Weighted<'_>| {
-        let label = Path::new(weighted.adapter.label());
-        let name = match label.file_name() {
-            Some(name) if name == "adapter_model.safetensors" => label.parent().and_then(Path::file_name).unwrap_or(name),
-            Some(name) => name,
-            None => label.as_os_str(),
-        };
         let content = content(weighted.adapter, || Ok(()))?.finish();
-        Ok(Merged { adapter: name.to_string_lossy().into_owned(), content, weight: weighted.weight })
+        Ok(Merged { adapter: name(Path::new(weighted.adapter.label())), content, weight: weighted.weight })
     };
     adapters.iter().map(entry).collect()
 }
@@ -95,19 +211,24 @@ impl Record {
     }
 
     fn weight_of(&self, content: &str) -> f64 {
-        self.merges.iter().filter(|merged| merged.content == content).map(|merged| merged.weight).sum()
+        let all = self.merges.iter().flat_map(|step| &step.adapters);
+        all.filter(|merged| merged.content == content).map(|merged| merged.weight).sum()
     }
 
-    /// The text of the record with `entries` added; empty if nothing is left in the checkpoint.
-    pub(super) fn with(mut self, entries: &[Merged]) -> String {
-        self.version = VERSION;
-        self.merges.extend_from_slice(entries);
-        let gone: Vec<bool> = self.merges.iter().map(|merged| self.weight_of(&merged.content) == 0.0).collect();
-        let mut gone = gone.into_iter();
-        self.merges.retain(|_| !gone.next().unwrap_or(false));
-        if self.merges.is_empty() {
+    /// The text of the record with `step` added, and these digests of the result; empty if nothing is left in the checkpoint.
+    pub(super) fn with(&self, step: &Step, digests: Option<Digests>) -> String {
+        let mut merges = self.merges.clone();
+        merges.push(step.clone());
+        let mut record = Record { version: VERSION, merges, digests };
+        let left: HashSet<String> = {
+            let all = record.merges.iter().flat_map(|step| &step.adapters);
+            all.filter(|merged| record.weight_of(&merged.content) != 0.0).map(|merged| merged.content.clone()).collect()
+        };
+        record.merges.iter_mut().for_each(|step| step.adapters.retain(|merged| left.contains(&merged.content)));
+        record.merges.retain(|step| !step.adapters.is_empty());
+        if record.merges.is_empty() {
             return String::new();
         }
-        serde_json::to_string_pretty(&self).map(|text| text + "\n").unwrap_or_default()
+        serde_json::to_string_pretty(&record).map(|text| text + "\n").unwrap_or_default()
     }
 }

@@ -1,5 +1,7 @@
 //! The verbs. Each takes what it works on as values (`&Checkpoint`, `&Adapter`), options with defaults, and gives a report.
 
+mod account;
+mod companions;
 mod convert;
 mod delta;
 mod digests;
@@ -10,6 +12,8 @@ mod judge;
 mod lineage;
 mod merge;
 mod overall;
+mod recorded;
+mod resume;
 mod unmerge;
 mod validate;
 mod verdict;
@@ -19,7 +23,8 @@ pub use convert::{ConvertOptions, ConvertTo, convert};
 pub use delta::{delta_rows, merge_tensor};
 pub use in_place::{RecoverOptions, dry_run_in_place, merge_in_place, recover};
 pub use inspect::{InspectOptions, inspect_adapter, inspect_checkpoint};
-pub use merge::{MergeOptions, dry_run, merge};
+pub use merge::{MergeOptions, dry_run, dry_run_each, merge, merge_each};
+pub use recorded::verify_digests;
 pub use unmerge::{unmerge_by_log, unmerge_by_subtraction};
 pub use validate::{Values, validate_adapter, validate_checkpoint};
 pub use verify::{VerifyOptions, verify};

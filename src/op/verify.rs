@@ -5,11 +5,12 @@ use std::collections::HashSet;
 
 use rayon::prelude::*;
 
+use super::account::check_repeats;
 use super::digests::verify_stated;
 use super::identity;
 use super::judge::{Judge, named};
-use super::merge::check_repeats;
 use super::overall::{lost, overall};
+use super::recorded::unlike_recorded;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Diagnostic, Error, Result};
 use crate::exec::{Comparison, ExecOptions, Progress, on_threads};
@@ -37,7 +38,8 @@ pub struct VerifyOptions {
 
 /// Says whether `merged` is `base` with `adapters` merged in, and if not, what it is instead.
 ///
-/// A "no" is an answer and not an error: see [`VerifyReport::is_merged`].
+/// A "no" is an answer and not an error: see [`VerifyReport::is_merged`]. Where `merged` records digests of its tensors, those that are no
+/// longer right are among the warnings.
 ///
 /// # Errors
 /// Everything that [`Plan::new`] finds; `U-001` for a share that is none; `A-027`, `A-032` and `C-037` as in a merge; `A-008`, `E-001`
@@ -61,7 +63,8 @@ pub fn verify(
     if !options.allow_repeat {
         check_repeats(adapters)?;
     }
-    let (uses, warnings) = uses(base, &plan, adapters, options)?;
+    let (uses, mut warnings) = uses(base, &plan, adapters, options)?;
+    warnings.extend(unlike_recorded(merged, options, &())?);
     let structure = structure(&plan, merged);
     let comparison = Comparison { plan: &plan, merged, share, progress };
     let untouched = untouched_names(&plan, merged);
@@ -140,11 +143,10 @@ fn uses(
 /// What a merge holds by name, and what is there.
 fn structure(plan: &Plan<'_>, merged: &Checkpoint) -> Vec<StructureFinding> {
     let planned = |name: &str| {
-        let added = plan.shards.iter().flat_map(|shard| &shard.added).find(|(added, _)| added == name);
-        plan.base().info(name).or(added.map(|(_, info)| info))
+        plan.base().info(name).or_else(|| plan.added().find(|change| change.name == name).map(|change| &change.info))
     };
     let describe = |info: &TensorInfo| format!("{} {}", info.dtype, info.shape);
-    let added = plan.shards.iter().flat_map(|shard| shard.added.iter().map(|(name, _)| name.as_str()));
+    let added = plan.added().map(|change| change.name.as_str());
     let mut findings = Vec::new();
     let mut known: HashSet<&str> = HashSet::new();
     for name in plan.base().names().chain(added) {

@@ -7,7 +7,7 @@ use super::options::{BindOptions, Weighted};
 use super::rename::{self, Renaming};
 use super::shape::{Contribution, Panel, contradicted_by_model, contradicts, fit, shape_help};
 use super::tied;
-use crate::adapter::{Factor, Target};
+use crate::adapter::{Factor, Kind, Target};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Diagnostic, Error, Result};
 use crate::limits::Limits;
@@ -312,7 +312,9 @@ impl<'a> Binder<'a, '_> {
         match fit(target, &info.shape, &name, contradicted) {
             Ok((left, right)) => {
                 self.binding.names.insert(target.tensor.clone(), name.clone());
-                let contribution = Contribution { adapter: self.binding.index, left, right, rank: target.scaling.rank, scale };
+                let embedding = target.kind == Kind::Embedding;
+                let (adapter, rank) = (self.binding.index, target.scaling.rank);
+                let contribution = Contribution { adapter, left, right, rank, scale, embedding };
                 self.insert(name, contribution, target.a.name());
             }
             Err(problem) => self.problems.push(problem),
@@ -336,8 +338,9 @@ impl<'a> Binder<'a, '_> {
         if !is_plain_float(info.dtype) {
             return self.problems.push(packed_dtype(&name, &info, self.base));
         }
+        let right = Panel::Direct(&bias.delta);
         let contribution =
-            Contribution { adapter: self.binding.index, left: Panel::One, right: Panel::Direct(&bias.delta), rank: 1, scale };
+            Contribution { adapter: self.binding.index, left: Panel::One, right, rank: 1, scale, embedding: false };
         self.insert(name, contribution, bias.delta.name());
     }
 

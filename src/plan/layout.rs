@@ -1,21 +1,21 @@
-//! The plan: what every output file consists of, byte for byte, from where. Untouched bytes are ranges to copy; everything else is
-//! a [`Change`]: a tensor computed from an origin and the contributions of the adapters. A shard whose tensors keep their places
-//! keeps its header, byte for byte; one that gains a tensor gets a new header and the old tensors in the old order.
+//! The plan: what every output file consists of, byte for byte, from where. Untouched tensors are copied; everything else is a
+//! [`Change`]: a tensor computed from an origin and the contributions of the adapters.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::bind::{Binding, Ignored};
 use super::options::{BindOptions, Weighted};
+use super::outline::{self, Outline};
+use super::output::{OutputOptions, Rounding};
 use super::rename::Renaming;
-use super::shape::Contribution;
+use super::shape::{Contribution, Panel};
 use super::tied;
 use crate::adapter::Factor;
 use crate::checkpoint::Checkpoint;
-use crate::codec::safetensors::Layout;
 use crate::error::{Diagnostic, Error, Result};
 use crate::limits::Limits;
 use crate::rules;
-use crate::tensor::{TensorInfo, TensorSource};
+use crate::tensor::{Dtype, TensorInfo};
 
 /// Where the values of a tensor come from before anything is added.
 #[derive(Debug, Clone)]
@@ -43,6 +43,8 @@ pub(crate) struct Change<'a> {
 /// A run of bytes that is the same in base and output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct CopyRange {
+    /// Index of the base's file.
+    pub(crate) shard: usize,
     pub(crate) from: u64,
     pub(crate) to: u64,
     pub(crate) len: u64,
@@ -51,8 +53,8 @@ pub(crate) struct CopyRange {
 /// The header of an output shard.
 #[derive(Debug, Clone)]
 pub(crate) enum Head {
-    /// The base's header; it is part of the first range to copy.
-    Kept,
+    /// That of the base's file of this index, all of whose tensors keep their places.
+    Kept(usize),
     /// A new one.
     New(Vec<u8>),
 }
@@ -62,16 +64,23 @@ pub(crate) enum Head {
 pub(crate) struct OutShard<'a> {
     /// Name inside the output folder.
     pub(crate) file_name: String,
-    /// Index of the base's shard.
-    pub(crate) shard: usize,
     pub(crate) head: Head,
     pub(crate) len: u64,
-    pub(crate) copies: Vec<CopyRange>,
-    /// Tensors within these ranges.
-    pub(crate) copied: u64,
+    /// In the order of the file.
     pub(crate) changes: Vec<Change<'a>>,
-    /// Names that the base's shard does not have, with what they will be.
-    pub(crate) added: Vec<(String, TensorInfo)>,
+    /// All tensors, in the order of the file.
+    pub(crate) tensors: Vec<OutTensor>,
+}
+
+/// A tensor of an output file.
+#[derive(Debug, Clone)]
+pub(crate) struct OutTensor {
+    pub(crate) name: String,
+    pub(crate) info: TensorInfo,
+    /// Offset of the first byte in the output file.
+    pub(crate) begin: u64,
+    /// The base's file and the offset in it from which it is copied; `None` if it is one of the changes.
+    pub(crate) from: Option<(usize, u64)>,
 }
 
 /// Everything that a merge will do.
@@ -82,6 +91,7 @@ pub struct Plan<'a> {
     /// `config.json` must say that embeddings are no longer tied.
     pub(crate) untied: bool,
     pub(crate) keep_nonfinite: bool,
+    pub(crate) output: OutputOptions,
     renamings: Vec<Renaming>,
     ignored: Vec<Ignored>,
     warnings: Vec<Diagnostic>,
@@ -94,6 +104,21 @@ impl<'a> Plan<'a> {
     /// Everything that is wrong with any of the bindings, at once; `A-012` if nothing would change; `A-009` if two adapters bring a
     /// replacement of the same tensor.
     pub fn new(base: &'a Checkpoint, adapters: &[Weighted<'a>], options: &BindOptions, limits: &Limits) -> Result<Self> {
+        Self::with_output(base, adapters, options, &OutputOptions::default(), limits)
+    }
+
+    /// [`new`](Plan::new), for an output that is not like the base.
+    ///
+    /// # Errors
+    /// As [`new`](Plan::new); `U-001` if the output cannot be like that, `A-025` for another dtype of a base that is quantised.
+    pub fn with_output(
+        base: &'a Checkpoint,
+        adapters: &[Weighted<'a>],
+        options: &BindOptions,
+        output: &OutputOptions,
+        limits: &Limits,
+    ) -> Result<Self> {
+        check_output(base, output)?;
         let mut problems = Vec::new();
         let mut class = None;
         let mut bindings = Vec::new();
@@ -110,10 +135,15 @@ impl<'a> Plan<'a> {
             Some(class) => e.class_of(class),
             None => e,
         })?;
-        Self::from_bindings(base, bindings, options)
+        Self::from_bindings(base, bindings, options, output)
     }
 
-    fn from_bindings(base: &'a Checkpoint, bindings: Vec<Binding<'a>>, options: &BindOptions) -> Result<Self> {
+    fn from_bindings(
+        base: &'a Checkpoint,
+        bindings: Vec<Binding<'a>>,
+        options: &BindOptions,
+        output: &OutputOptions,
+    ) -> Result<Self> {
         let mut updates: BTreeMap<String, Vec<Contribution<'a>>> = BTreeMap::new();
         let mut replacements: BTreeMap<String, &'a Factor> = BTreeMap::new();
         let (mut ignored, mut warnings, mut renamings) = (Vec::new(), Vec::new(), Vec::new());
@@ -150,10 +180,11 @@ impl<'a> Plan<'a> {
             let help = "give the folder of the model as the base, with its config.json";
             return Err(Error::new(rules::TIED_WEIGHTS, message).file(base.path()).help(help));
         }
-        let mut outline = Outline { base, updates, replacements };
-        let shards = outline.shards(&changed);
+        let shards = Outline { base, output, updates, replacements, changed }.shards();
         let keep_nonfinite = options.allow_nonfinite_base;
-        Ok(Plan { base, shards, untied, keep_nonfinite, renamings, ignored, warnings })
+        let plan = Plan { base, shards, untied, keep_nonfinite, output: output.clone(), renamings, ignored, warnings };
+        plan.check_replay()?;
+        Ok(plan)
     }
 
     /// The base.
@@ -185,89 +216,66 @@ impl<'a> Plan<'a> {
     pub(crate) fn changes(&self) -> impl Iterator<Item = &Change<'a>> {
         self.shards.iter().flat_map(|shard| &shard.changes)
     }
-}
 
-struct Outline<'a> {
-    base: &'a Checkpoint,
-    updates: BTreeMap<String, Vec<Contribution<'a>>>,
-    replacements: BTreeMap<String, &'a Factor>,
-}
-
-impl<'a> Outline<'a> {
-    fn shards(&mut self, changed: &BTreeSet<String>) -> Vec<OutShard<'a>> {
-        let shards = self.base.shards();
-        // New tensors go to the shard of the tensor that they were tied to, or to the last one.
-        let mut new: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
-        for name in changed.iter().filter(|name| self.base.locate(name).is_none()) {
-            let home = tied::stored_twin(self.base, name).and_then(|twin| self.base.locate(twin));
-            new.entry(home.unwrap_or(shards.len().saturating_sub(1))).or_default().push(name);
-        }
-        (0..shards.len()).map(|i| self.shard(i, changed, new.get(&i).map_or(&[][..], Vec::as_slice))).collect()
+    /// Tensors that the base does not have.
+    pub(crate) fn added(&self) -> impl Iterator<Item = &Change<'a>> {
+        self.changes().filter(|change| change.added)
     }
 
-    fn shard(&mut self, index: usize, changed: &BTreeSet<String>, new: &[&str]) -> OutShard<'a> {
-        let shard = &self.base.shards()[index];
-        let header = shard.file.header();
-        let mut entries: Vec<_> = header.entries.iter().collect();
-        entries.sort_by_key(|entry| (entry.begin, entry.end));
-        let added: Vec<(String, TensorInfo)> = new.iter().map(|name| (name.to_string(), self.added_info(name))).collect();
-        let all: Vec<(&str, &TensorInfo)> =
-            entries.iter().map(|e| (e.name.as_str(), &e.info)).chain(added.iter().map(|(n, i)| (n.as_str(), i))).collect();
-        let (head, offsets, len) = if added.is_empty() {
-            (Head::Kept, entries.iter().map(|e| e.begin).collect(), shard.file.file_len())
-        } else {
-            let layout = Layout::new(&header.metadata, &all);
-            (Head::New(layout.head), layout.offsets, layout.file_len)
-        };
-        let mut copies = Copies(Vec::new());
-        if matches!(head, Head::Kept) {
-            copies.push(CopyRange { from: 0, to: 0, len: header.data_start });
+    /// The name of the output's index, if it has one.
+    pub(crate) fn index_name(&self) -> Option<String> {
+        match (self.base.index(), self.output.max_shard_bytes) {
+            (Some(index), None) => Some(index.file_name().to_owned()),
+            (None, None) => None,
+            (_, Some(_)) if self.shards.len() == 1 => None,
+            (_, Some(_)) => Some(format!("{}.safetensors.index.json", outline::stem(self.base))),
         }
-        let (mut changes, mut copied) = (Vec::new(), 0);
-        for (i, (name, info)) in all.iter().enumerate() {
-            let begin = offsets.get(i).copied().unwrap_or_default();
-            if changed.contains(*name) {
-                changes.push(self.change(name, info, begin));
-            } else if let Some(entry) = entries.get(i) {
-                copied += 1;
-                copies.push(CopyRange { from: entry.begin, to: begin, len: entry.end - entry.begin });
+    }
+
+    /// PEFT computes with factors of f32; those of F64 have other bits there, about which nothing is known.
+    fn check_replay(&self) -> Result<()> {
+        if !matches!(self.output.rounding, Rounding::Peft | Rounding::PeftSafe) {
+            return Ok(());
+        }
+        let is_wide = |panel: &Panel<'_>| match panel {
+            Panel::Direct(factor) | Panel::Transposed(factor) => factor.info().dtype == Dtype::F64,
+            Panel::One => false,
+        };
+        let wide = self.changes().find(|change| change.contributions.iter().any(|c| is_wide(&c.left) || is_wide(&c.right)));
+        match wide {
+            None => Ok(()),
+            Some(change) => {
+                Err(Error::new(rules::ARGUMENT, "PEFT's rounding is defined for factors of F32, F16 and BF16, not F64")
+                    .tensor(&change.name)
+                    .help("leave out --rounding"))
             }
         }
-        OutShard { file_name: shard.file_name.clone(), shard: index, head, len, copies: copies.0, copied, changes, added }
-    }
-
-    fn added_info(&self, name: &str) -> TensorInfo {
-        let twin = tied::stored_twin(self.base, name).and_then(|twin| self.base.info(twin));
-        let with = self.replacements.get(name).map(|factor| factor.info());
-        twin.or(with).cloned().unwrap_or_else(|| unreachable!("{name:?} was bound to a replacement or to a tied twin"))
-    }
-
-    fn change(&mut self, name: &str, info: &TensorInfo, begin: u64) -> Change<'a> {
-        let of_base = |name: &str| {
-            let shard = self.base.locate(name)?;
-            let entry = self.base.shards().get(shard)?.file.entry(name)?;
-            Some(Origin::Base { shard, begin: entry.begin, info: entry.info.clone() })
-        };
-        let added = self.base.locate(name).is_none();
-        let origin = match self.replacements.remove(name) {
-            Some(with) => Some(Origin::Adapter(with)),
-            None => of_base(name).or_else(|| tied::stored_twin(self.base, name).and_then(of_base)),
-        };
-        let origin = origin.unwrap_or_else(|| unreachable!("{name:?} was bound to a tensor of the base or a replacement"));
-        let contributions = self.updates.remove(name).unwrap_or_default();
-        Change { name: name.to_owned(), info: info.clone(), begin, origin, contributions, added }
     }
 }
 
-/// Ranges to copy, neighbours joined.
-struct Copies(Vec<CopyRange>);
-
-impl Copies {
-    fn push(&mut self, range: CopyRange) {
-        match self.0.last_mut() {
-            Some(last) if last.from + last.len == range.from && last.to + last.len == range.to => last.len += range.len,
-            _ if range.len == 0 => {}
-            _ => self.0.push(range),
+fn check_output(base: &Checkpoint, output: &OutputOptions) -> Result<()> {
+    let refuse = |message: String, help: &str| Err(Error::new(rules::ARGUMENT, message).file(base.path()).help(help));
+    match output.dtype {
+        Some(dtype) if !matches!(dtype, Dtype::F32 | Dtype::F16 | Dtype::BF16) => {
+            return refuse(format!("the output cannot be {dtype}"), "choose F32, F16 or BF16");
         }
+        Some(dtype) => {
+            if let Some(method) = &base.config().quantization {
+                let message = format!("the base is quantised ({method}): storing it as {dtype} would break what its scales mean");
+                return Err(Error::new(rules::BASE_DTYPE, message).file(base.path()).help("merge into the unquantised base"));
+            }
+            if matches!(output.rounding, Rounding::Peft | Rounding::PeftSafe) {
+                return refuse("PEFT's rounding is to the base's dtype".to_owned(), "leave out --dtype or --rounding");
+            }
+        }
+        None => {}
+    }
+    match output.max_shard_bytes {
+        Some(_) if !base.is_folder() => refuse(
+            "a single file is not split".to_owned(),
+            "give the folder of the model as the base, or leave out --max-shard-size",
+        ),
+        Some(0) => refuse("files cannot have 0 bytes".to_owned(), "give a size such as 5GB"),
+        _ => Ok(()),
     }
 }

@@ -5,14 +5,17 @@
 mod bind;
 mod layout;
 mod options;
+mod outline;
+mod output;
 mod rename;
 mod shape;
 mod tied;
 
 pub use bind::{Binding, Ignored};
 pub use layout::Plan;
-pub(crate) use layout::{Change, CopyRange, Head, Origin, OutShard};
+pub(crate) use layout::{Change, CopyRange, Head, Origin, OutShard, OutTensor};
 pub use options::{BindOptions, Weighted};
+pub use output::{OutputOptions, Rounding};
 pub use rename::Renaming;
 pub(crate) use shape::Contribution;
 pub(crate) use shape::Panel;

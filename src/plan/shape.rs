@@ -27,6 +27,8 @@ pub(crate) struct Contribution<'a> {
     pub(crate) rank: u64,
     /// Weight times effective scale.
     pub(crate) scale: f64,
+    /// It is the update of an embedding, which PEFT rounds by itself.
+    pub(crate) embedding: bool,
 }
 
 /// Lays the factors of `target` on a base tensor of shape `base`. `contradicted` says that another target of the same adapter has

@@ -1,6 +1,6 @@
 //! The report of a merge, and of its dry run.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Note;
 use crate::plan::Renaming;
@@ -40,8 +40,44 @@ pub struct MergeReport {
     pub survived: Option<f64>,
     /// `config.json` was changed to say that embeddings are not tied.
     pub untied: bool,
+    /// How values were rounded: `nearest`, `peft`, `peft-safe`, or `stochastic` with its seed.
+    pub rounding: String,
+    /// What it cost to give all floats one dtype. `None` in a dry run, or if that was not asked for.
+    pub converted: Option<Converted>,
+    /// The content root over all tensors of the output, if digests were asked for.
+    pub content: Option<String>,
+    /// Files that an interrupted run had completed, and that this one has kept.
+    pub resumed: Vec<String>,
     /// What is worth saying.
     pub warnings: Vec<Note>,
+}
+
+/// One merge for each of several adapters.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct MergeEachReport {
+    /// The folder that holds the outputs.
+    pub output: String,
+    /// True if nothing was written.
+    pub dry_run: bool,
+    /// In the order of the adapters.
+    pub merges: Vec<MergeReport>,
+}
+
+/// Tensors that were given another dtype than they have in the base, those that an adapter changes included.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Converted {
+    /// The dtype that they have now.
+    pub dtype: String,
+    /// Tensors.
+    pub tensors: u64,
+    /// Values in them.
+    pub values: u64,
+    /// What rounding took of them: Frobenius norm of the loss, relative to that of the base's values.
+    pub error: f64,
+    /// Values that are zero now and were not before.
+    pub zeroed: u64,
 }
 
 /// A file that was left behind.
@@ -72,7 +108,8 @@ pub struct AdapterUse {
 }
 
 /// The balance: every adapter tensor is applied or ignored by a named flag, every tensor of the output is accounted for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct Balance {
     /// Tensors in all adapters: factors, bias updates, replacements.
@@ -87,6 +124,8 @@ pub struct Balance {
     pub copied: u64,
     /// Of these, updated or replaced.
     pub modified: u64,
+    /// Of these, given another dtype and otherwise as they were.
+    pub converted: u64,
     /// Tensors of the output that the base does not have.
     pub added: u64,
 }
@@ -99,11 +138,13 @@ pub struct TensorReport {
     pub tensor: String,
     /// The file of the output that holds it.
     pub file: String,
-    /// Its dtype, the same in base and output.
+    /// Its dtype in the output.
     pub dtype: String,
+    /// Its dtype in the base, if that is another one.
+    pub converted_from: Option<String>,
     /// Its shape.
     pub shape: Vec<u64>,
-    /// `update`, `replace`, `replace+update`, or `untie` (a copy under a second name).
+    /// `update`, `replace`, `replace+update`, `untie` (a copy under a second name), or `convert` (the dtype alone changes).
     pub action: &'static str,
     /// The base has no tensor of this name.
     pub added: bool,

@@ -15,11 +15,14 @@ pub use inspect::{
     AdapterReport, CheckpointReport, DtypeReport, FactorDtypes, FileReport, InspectReport, ListedTensor, ReplacementReport,
     TargetReport, TiedReport,
 };
-pub use merge::{AdapterUse, Balance, ContributionReport, FileLeft, IgnoredReport, MergeReport, Narrowed, TensorReport};
+pub use merge::{
+    AdapterUse, Balance, ContributionReport, Converted, FileLeft, IgnoredReport, MergeEachReport, MergeReport, Narrowed,
+    TensorReport,
+};
 pub use recover::RecoverReport;
 pub use unmerge::UnmergeReport;
 pub use validate::{Check, ValidateReport};
-pub use verify::{DifferingTensor, StructureFinding, Ulps, Untouched, Verdict, VerifiedTensor, VerifyReport};
+pub use verify::{DifferingTensor, DigestReport, StructureFinding, Ulps, Untouched, Verdict, VerifiedTensor, VerifyReport};
 
 use serde::Serialize;
 

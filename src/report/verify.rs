@@ -151,6 +151,22 @@ pub struct VerifiedTensor {
     pub nonfinite: u64,
 }
 
+/// A checkpoint whose tensors are those that were written, by the digests that the merge recorded.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct DigestReport {
+    /// The checkpoint, as given.
+    pub path: String,
+    /// The content root over its tensors.
+    pub content: String,
+    /// Tensors, all of them as recorded.
+    pub tensors: u64,
+    /// Bytes in them.
+    pub bytes: u64,
+    /// What is worth saying.
+    pub warnings: Vec<Note>,
+}
+
 /// The tensors that no adapter changes.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[non_exhaustive]

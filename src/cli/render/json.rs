@@ -24,6 +24,8 @@ pub(in super::super) fn object(verb: Option<&str>, finished: &Finished, exit_cod
         }
         Some(Found::Validate(report)) => drop(object.insert("report".to_owned(), value(report))),
         Some(Found::Merge(report)) => drop(object.insert("report".to_owned(), value(report))),
+        Some(Found::MergeEach(report)) => drop(object.insert("report".to_owned(), value(report))),
+        Some(Found::Digests(report)) => drop(object.insert("report".to_owned(), value(report))),
         Some(Found::Recover(report)) => drop(object.insert("report".to_owned(), value(report))),
         Some(Found::Unmerge(report)) => drop(object.insert("report".to_owned(), value(report))),
         Some(Found::Convert(report)) => drop(object.insert("report".to_owned(), value(report))),

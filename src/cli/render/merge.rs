@@ -4,7 +4,7 @@ use super::group::{group, labels};
 use super::table::{Column, WIDTH, render};
 use super::{figure, line, plural};
 use crate::Renaming;
-use crate::report::{AdapterUse, MergeReport, TensorReport};
+use crate::report::{AdapterUse, MergeEachReport, MergeReport, TensorReport};
 
 /// Names of files that are listed on one line; the rest is counted.
 const NAMES_SHOWN: usize = 8;
@@ -27,6 +27,15 @@ pub(super) fn text(report: &MergeReport) -> String {
         line(&mut text, "undo log", log);
     }
     line(&mut text, "", &figure::bytes(report.bytes));
+    if !report.resumed.is_empty() {
+        line(&mut text, "resumed", &names(report.resumed.iter().map(String::clone)));
+    }
+    if report.rounding != "nearest" {
+        line(&mut text, "rounding", &report.rounding);
+    }
+    if let Some(content) = &report.content {
+        line(&mut text, "content", content);
+    }
     if !report.files_copied.is_empty() {
         line(&mut text, "copied", &names(report.files_copied.iter().map(String::clone)));
     }
@@ -46,6 +55,11 @@ pub(super) fn text(report: &MergeReport) -> String {
     text.push('\n');
     text.push_str(&balance(report));
     text
+}
+
+/// One report after the other.
+pub(super) fn each(report: &MergeEachReport) -> String {
+    report.merges.iter().map(text).collect::<Vec<_>>().join("\n")
 }
 
 fn numbered(report: &MergeReport, i: usize) -> String {
@@ -147,7 +161,8 @@ fn percent(share: f64) -> String {
 
 /// What an update is not: full tensors that were put in place, and copies under a second name.
 fn others(report: &MergeReport) -> String {
-    let others: Vec<&TensorReport> = report.tensors.iter().filter(|tensor| tensor.action != "update").collect();
+    let is_other = |tensor: &&TensorReport| !matches!(tensor.action, "update" | "convert");
+    let others: Vec<&TensorReport> = report.tensors.iter().filter(is_other).collect();
     let facts = |tensor: &TensorReport| {
         let action = match tensor.action {
             "replace" => "replaced",
@@ -185,8 +200,9 @@ fn ignored(report: &MergeReport) -> String {
 fn balance(report: &MergeReport) -> String {
     let b = &report.balance;
     let count = figure::count;
+    let converted = if b.converted > 0 { format!(" + {} converted", count(b.converted)) } else { String::new() };
     let mut text = format!(
-        "adapter tensors: {} = {} applied + {} ignored\nbase tensors: {} = {} copied + {} modified; added: {}\n",
+        "adapter tensors: {} = {} applied + {} ignored\nbase tensors: {} = {} copied + {} modified{converted}; added: {}\n",
         count(b.adapter_tensors),
         count(b.applied),
         count(b.ignored),
@@ -195,6 +211,16 @@ fn balance(report: &MergeReport) -> String {
         count(b.modified),
         count(b.added)
     );
+    if let Some(done) = &report.converted {
+        let (tensors, values) = (plural(done.tensors, "tensor"), count(done.values));
+        let loss = if done.error == 0.0 {
+            "exactly".to_owned()
+        } else {
+            format!("at a loss of {} %", figure::significant(100.0 * done.error, 2))
+        };
+        let zeroed = if done.zeroed > 0 { format!(", {} of them became 0", count(done.zeroed)) } else { String::new() };
+        text.push_str(&format!("stored as {}: {tensors}, {values} values, {loss}{zeroed}\n", done.dtype));
+    }
     let (all, changed) = report.changed();
     if !report.dry_run && all > 0 {
         text.push_str(&format!("{} % of {} touched weights changed", figure::percent(changed, all), count(all)));

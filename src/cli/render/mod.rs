@@ -26,6 +26,8 @@ pub(super) fn report(found: &Found) -> String {
         Found::Inspect(inspected) => inspect::text(inspected),
         Found::Validate(report) => validate::text(report),
         Found::Merge(report) => merge::text(report),
+        Found::MergeEach(report) => merge::each(report),
+        Found::Digests(report) => verify::digests(report),
         Found::Convert(report) => convert::text(report),
         Found::Recover(report) => recover::text(report),
         Found::Unmerge(report) => unmerge::text(report),

@@ -3,7 +3,7 @@
 use super::super::finish::Verified;
 use super::table::{Column, WIDTH, render};
 use super::{figure, line, plural};
-use crate::report::{Ulps, VerifiedTensor, VerifyReport};
+use crate::report::{DigestReport, Ulps, VerifiedTensor, VerifyReport};
 
 /// Tensors that are listed without `--all`.
 const SHOWN: usize = 20;
@@ -35,6 +35,15 @@ pub(super) fn text(verified: &Verified) -> String {
     text.push_str(&tensors(report, verified.every_tensor, limit));
     text.push_str(&untouched(report, limit));
     text.push_str(&structure(report, limit));
+    text
+}
+
+/// What was written is what is there.
+pub(super) fn digests(report: &DigestReport) -> String {
+    let mut text = format!("{} as they were written\n", plural(report.tensors, "tensor"));
+    line(&mut text, "checkpoint", &report.path);
+    line(&mut text, "read", &figure::bytes(report.bytes));
+    line(&mut text, "content", &report.content);
     text
 }
 

@@ -1,0 +1,197 @@
+//! `--resume`: an interrupted merge of several files goes on where it was, to the bytes of an undisturbed one; and only where everything
+//! is as it was.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use common::{bytes, copy_folder, fixture};
+use loratool::report::MergeReport;
+use loratool::{MergeOptions, Progress, Result, Weighted, merge, open_adapter, open_checkpoint};
+
+struct Scene {
+    folder: tempfile::TempDir,
+    base: PathBuf,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let folder = tempfile::tempdir().unwrap();
+        let base = folder.path().join("base");
+        copy_folder(&fixture("models/llama-tiny"), &base);
+        Scene { folder, base }
+    }
+
+    fn out(&self) -> PathBuf {
+        self.folder.path().join("out")
+    }
+
+    /// Ledgers and staging folders beside the output.
+    fn leftovers(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.folder.path()).unwrap().map(|e| e.unwrap().path());
+        let mut found: Vec<_> = entries.filter(|p| p.file_name().unwrap().to_str().unwrap().starts_with(".loratool-")).collect();
+        found.sort();
+        found
+    }
+
+    fn run(&self, weight: f64, edit: impl FnOnce(&mut MergeOptions), progress: &dyn Progress) -> Result<MergeReport> {
+        let (base, adapter) = (open_checkpoint(&self.base)?, open_adapter(fixture("adapters/llama-all-r4"))?);
+        let mut options = MergeOptions::default();
+        options.resume = true;
+        options.exec.threads = std::num::NonZeroUsize::new(1);
+        edit(&mut options);
+        merge(&base, &[Weighted { adapter: &adapter, weight }], &self.out(), &options, progress)
+    }
+
+    /// Interrupts a merge once two of its four files are complete and written down.
+    fn interrupt(&self) {
+        let error = self.run(1.0, |_| {}, &Interrupt::after(self, 2)).unwrap_err();
+        assert_eq!(error.diagnostics()[0].rule().id, "E-006");
+        assert!(error.to_string().contains("--resume") || format!("{error:?}").contains("--resume"), "{error:?}");
+        assert_eq!((self.leftovers().len(), self.out().exists()), (2, false));
+    }
+
+    fn undisturbed(&self) -> std::collections::BTreeMap<PathBuf, Vec<u8>> {
+        let other = Scene { folder: tempfile::tempdir().unwrap(), base: self.base.clone() };
+        other.run(1.0, |_| {}, &()).unwrap();
+        bytes(&other.out())
+    }
+}
+
+/// Cancels a run when its ledger names so many files.
+struct Interrupt<'s> {
+    scene: &'s Scene,
+    files: usize,
+    stop: AtomicBool,
+}
+
+impl<'s> Interrupt<'s> {
+    fn after(scene: &'s Scene, files: usize) -> Self {
+        Interrupt { scene, files, stop: AtomicBool::new(false) }
+    }
+
+    fn named(&self) -> usize {
+        let ledger = self.scene.leftovers().into_iter().find(|p| p.extension().is_some_and(|x| x == "resume"));
+        ledger.map_or(0, |path| fs::read_to_string(path).unwrap_or_default().lines().count().saturating_sub(1))
+    }
+}
+
+impl Progress for Interrupt<'_> {
+    fn advance(&self, _: u64) {
+        // The one worker waits here for the thread that writes the ledger, at every file that it has finished.
+        let written = self.scene.leftovers().into_iter().find(|p| p.extension().is_some_and(|x| x == "tmp"));
+        let complete = written.map_or(0, |staging| complete(&staging, &self.scene.base));
+        let start = Instant::now();
+        while self.named() < complete.min(self.files) && start.elapsed() < Duration::from_secs(30) {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        if self.named() >= self.files {
+            self.stop.store(true, Ordering::SeqCst);
+        }
+    }
+
+    fn cancelled(&self) -> bool {
+        self.stop.load(Ordering::SeqCst)
+    }
+}
+
+/// Files of the staging that are followed by another that has been begun.
+fn complete(staging: &Path, base: &Path) -> usize {
+    let mut names: Vec<_> = fs::read_dir(base).unwrap().map(|e| e.unwrap().file_name()).collect();
+    names.retain(|name| name.to_str().unwrap().ends_with(".safetensors"));
+    names.sort();
+    let begun = |name: &std::ffi::OsString| fs::read(staging.join(name)).is_ok_and(|bytes| bytes.iter().any(|&byte| byte != 0));
+    names.iter().filter(|name| begun(name)).count().saturating_sub(1)
+}
+
+#[test]
+fn a_merge_goes_on_where_it_was() {
+    let scene = Scene::new();
+    scene.interrupt();
+    let counted = Counted::default();
+    let report = scene.run(1.0, |_| {}, &counted).unwrap();
+    assert_eq!(report.resumed, ["model-00001-of-00004.safetensors", "model-00002-of-00004.safetensors"]);
+    assert!(bytes(&scene.out()) == scene.undisturbed());
+    assert!(scene.leftovers().is_empty());
+    // Only the other files were written, and the figures are of all of them.
+    let sizes = |n: u32| fs::metadata(scene.out().join(format!("model-0000{n}-of-00004.safetensors"))).unwrap().len();
+    assert_eq!(counted.0.into_inner(), sizes(3) + sizes(4));
+    assert!(report.tensors.iter().all(|tensor| tensor.gain.is_some_and(|gain| gain > 0.9)), "{:?}", report.tensors);
+}
+
+#[derive(Default)]
+struct Counted(AtomicU64);
+
+impl Progress for Counted {
+    fn advance(&self, bytes: u64) {
+        self.0.fetch_add(bytes, Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn another_merge_does_not_take_it_over() {
+    let scene = Scene::new();
+    scene.interrupt();
+    let report = scene.run(0.5, |_| {}, &()).unwrap();
+    assert!(report.resumed.is_empty());
+    assert_eq!(scene.leftovers().len(), 2);
+    // Nor does one of other options, nor one that was not told to.
+    fs::remove_dir_all(scene.out()).unwrap();
+    let report = scene.run(1.0, |o| o.output.rounding = loratool::Rounding::Peft, &()).unwrap();
+    assert!(report.resumed.is_empty());
+    fs::remove_dir_all(scene.out()).unwrap();
+    let report = scene.run(1.0, |o| o.resume = false, &()).unwrap();
+    assert!(report.resumed.is_empty());
+}
+
+#[test]
+fn a_base_that_was_touched_is_another_merge() {
+    let scene = Scene::new();
+    scene.interrupt();
+    let shard = scene.base.join("model-00003-of-00004.safetensors");
+    let same = fs::read(&shard).unwrap();
+    fs::write(&shard, same).unwrap();
+    assert!(scene.run(1.0, |_| {}, &()).unwrap().resumed.is_empty());
+}
+
+#[test]
+fn a_file_that_was_touched_is_written_again() {
+    let scene = Scene::new();
+    scene.interrupt();
+    let staging = scene.leftovers().into_iter().find(|p| p.extension().is_some_and(|x| x == "tmp")).unwrap();
+    let path = staging.join("model-00001-of-00004.safetensors");
+    let mut damaged = fs::read(&path).unwrap();
+    *damaged.last_mut().unwrap() ^= 1;
+    fs::write(&path, damaged).unwrap();
+    fs::write(staging.join("stray.bin"), "x").unwrap();
+    let report = scene.run(1.0, |_| {}, &()).unwrap();
+    assert_eq!(report.resumed, ["model-00002-of-00004.safetensors"]);
+    assert!(bytes(&scene.out()) == scene.undisturbed());
+}
+
+#[test]
+fn a_ledger_that_was_cut_counts_as_far_as_it_goes() {
+    for keep in [0, 40, 0.9f64.to_bits() as usize % 7 + 300] {
+        let scene = Scene::new();
+        scene.interrupt();
+        let ledger = scene.leftovers().into_iter().find(|p| p.extension().is_some_and(|x| x == "resume")).unwrap();
+        let text = fs::read(&ledger).unwrap();
+        fs::write(&ledger, &text[..keep.min(text.len() - 1)]).unwrap();
+        let report = scene.run(1.0, |_| {}, &()).unwrap();
+        assert!(report.resumed.len() < 2);
+        assert!(bytes(&scene.out()) == scene.undisturbed());
+    }
+}
+
+#[test]
+fn interrupted_again_it_still_goes_on() {
+    let scene = Scene::new();
+    scene.interrupt();
+    scene.run(1.0, |_| {}, &Interrupt::after(&scene, 3)).unwrap_err();
+    let report = scene.run(1.0, |_| {}, &()).unwrap();
+    assert_eq!(report.resumed.len(), 3);
+    assert!(bytes(&scene.out()) == scene.undisturbed());
+}

@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::load::{coordinates, float_of, left, nonfinite, right};
 use super::run::ExecOptions;
+use super::tasks::size_of_value;
 use crate::error::{Error, Result};
 use crate::kernel::{self, Dice, Float, Isa, Part, Step, Sums, Tile, Value, update_tile};
 use crate::plan::{Change, Contribution, Origin, Panel, Plan, Rounding};
@@ -57,7 +58,7 @@ impl Ground for Plan<'_> {
 pub(super) struct Scratch {
     /// What the block starts from, as stored.
     pub(super) base: Vec<u8>,
-    /// The result.
+    /// A result.
     pub(super) out: Vec<u8>,
     /// Several results that lie next to each other.
     pub(super) window: Vec<u8>,
@@ -122,14 +123,20 @@ pub(crate) fn compute(ground: &dyn Ground, change: &Change<'_>, options: &ExecOp
     let mut row = 0;
     while row < rows {
         let end = rows.min(row + high);
-        sums.add(&compute_block(ground, isa, change, row..end, 0..cols, &mut scratch)?);
-        bytes.extend_from_slice(&scratch.out);
+        let first = bytes.len();
+        bytes.resize(first + size_of_rows(change, end - row), 0);
+        sums.add(&compute_block(ground, isa, change, row..end, 0..cols, &mut scratch, &mut bytes[first..])?);
         row = end;
     }
     Ok((bytes, sums))
 }
 
-/// Computes one block into `scratch.out`.
+/// Bytes of so many rows of the result.
+fn size_of_rows(change: &Change<'_>, rows: u64) -> usize {
+    (rows * rows_cols(change).1 * size_of_value(change)) as usize
+}
+
+/// Computes one block into `out`, which has its length.
 ///
 /// # Errors
 /// `A-008`, `A-030`, `A-031`, `E-001`, `E-004`.
@@ -140,10 +147,11 @@ pub(super) fn compute_block(
     rows: Range<u64>,
     cols: Range<u64>,
     scratch: &mut Scratch,
+    out: &mut [u8],
 ) -> Result<Sums> {
-    let sums = compute_values(ground, isa, change, rows.clone(), cols.clone(), scratch)?;
+    let sums = compute_values(ground, isa, change, rows.clone(), cols.clone(), scratch, out)?;
     if sums.nonfinite > 0 {
-        return Err(first_nonfinite(ground, change, rows, cols, scratch));
+        return Err(first_nonfinite(ground, change, rows, cols, scratch, out));
     }
     Ok(sums)
 }
@@ -159,6 +167,7 @@ pub(super) fn compute_values(
     rows: Range<u64>,
     cols: Range<u64>,
     scratch: &mut Scratch,
+    out: &mut [u8],
 ) -> Result<Sums> {
     let (_, total) = rows_cols(change);
     let count = ((rows.end - rows.start) * (cols.end - cols.start)) as usize;
@@ -173,16 +182,15 @@ pub(super) fn compute_values(
         scratch.base.resize(count * 8, 0);
         Float::F64.narrow(&scratch.wide, &mut scratch.base);
     }
-    scratch.out.resize(count * to.size(), 0);
     // Taken out, so that the rest of the scratch can be borrowed beside them, and put back for the next block.
     if is_single(change) {
         let mut rights = std::mem::take(&mut scratch.single);
-        let sums = apply(ground, isa, change, (from, to), &rows, &cols, scratch, &mut rights);
+        let sums = apply(ground, isa, change, (from, to), &rows, &cols, scratch, &mut rights, out);
         scratch.single = rights;
         sums
     } else {
         let mut rights = std::mem::take(&mut scratch.double);
-        let sums = apply(ground, isa, change, (from, to), &rows, &cols, scratch, &mut rights);
+        let sums = apply(ground, isa, change, (from, to), &rows, &cols, scratch, &mut rights, out);
         scratch.double = rights;
         sums
     }
@@ -213,6 +221,7 @@ fn apply<V: Value>(
     cols: &Range<u64>,
     scratch: &mut Scratch,
     rights: &mut Rights<V>,
+    out: &mut [u8],
 ) -> Result<Sums> {
     let (_, total) = rows_cols(change);
     let count = change.contributions.len();
@@ -243,7 +252,7 @@ fn apply<V: Value>(
         to,
         rounding,
         base: &scratch.base,
-        out: &mut scratch.out,
+        out,
         cols: (cols.end - cols.start) as usize,
         keep_nonfinite: keeps_nonfinite(ground, change),
     };
@@ -322,15 +331,22 @@ fn read_origin(
 }
 
 /// Finds the first value of a block that is not finite and says whose fault it is.
-fn first_nonfinite(ground: &dyn Ground, change: &Change<'_>, rows: Range<u64>, cols: Range<u64>, scratch: &Scratch) -> Error {
+fn first_nonfinite(
+    ground: &dyn Ground,
+    change: &Change<'_>,
+    rows: Range<u64>,
+    cols: Range<u64>,
+    scratch: &Scratch,
+    result: &[u8],
+) -> Error {
     let (_, total) = rows_cols(change);
     let plain = |dtype| float_of(dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
     let to = plain(change.info.dtype);
     let from = format_between(ground, plain(origin_info(change).dtype), to);
     let width = (cols.end - cols.start) as usize;
-    let (mut base, mut out) = (vec![0.0f64; scratch.out.len() / to.size()], vec![0.0f64; scratch.out.len() / to.size()]);
+    let (mut base, mut out) = (vec![0.0f64; result.len() / to.size()], vec![0.0f64; result.len() / to.size()]);
     from.widen(&scratch.base, &mut base);
-    to.widen(&scratch.out, &mut out);
+    to.widen(result, &mut out);
     let at = out
         .iter()
         .zip(&base)

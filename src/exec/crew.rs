@@ -2,13 +2,14 @@
 //! threads nor on which of them did what.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::block::{Scratch, compute_block, rows_cols};
-use super::pool::each;
+use super::pool::{each_in_lanes, lanes};
 use super::run::{Finished, Ledger, Output, Progress, interrupted};
-use super::tasks::{Batch, Schedule, Task, Work};
+use super::tasks::{Batch, Schedule, Task, Work, size_of_value};
 use crate::error::Result;
 use crate::io::{Durability, TensorHash, disk, tensor_digest, write_error};
 use crate::kernel::{Isa, Sums};
@@ -52,7 +53,7 @@ impl Found {
 }
 
 impl Crew<'_, '_, '_> {
-    /// Does all work, in order, so that files are finished one after the other.
+    /// Does all work, a file for each thread, so that files are finished one after the other.
     ///
     /// # Errors
     /// The first by the order of the schedule; `E-002` if what was written cannot be forced to disk.
@@ -64,7 +65,7 @@ impl Crew<'_, '_, '_> {
             let flusher =
                 flushes.then(|| std::thread::Builder::new().spawn_scoped(scope, || self.flush(&written, &done)).ok()).flatten();
             let end = End(&done);
-            let results = each(threads, self.schedule.batches.len(), |index, scratch| {
+            let results = each_in_lanes(threads, &self.lanes(), |index, scratch| {
                 if self.progress.cancelled() {
                     return Err(interrupted());
                 }
@@ -80,6 +81,16 @@ impl Crew<'_, '_, '_> {
             }
             results.map(drop)
         })
+    }
+
+    /// A lane for each output; one for all, where the outputs are those of several plans and are written together.
+    fn lanes(&self) -> Vec<Range<usize>> {
+        let one = self.plans.len() > 1;
+        let output = |batch: &Batch<'_>| match self.schedule.tasks.get(batch.tasks.start) {
+            Some(task) if !one => task.output,
+            _ => 0,
+        };
+        lanes(self.schedule.batches.iter().map(output))
     }
 
     /// Keeps the disk busy while the others compute, so that little is left to force to it at the end. An error here is final: the
@@ -173,21 +184,24 @@ impl Crew<'_, '_, '_> {
                 Ok((Sums::default(), range.len))
             }
             Work::Tile(change, _, rows, cols) => {
-                let sums = compute_block(plan, self.isa, change, rows.clone(), cols.clone(), scratch)?;
-                if let Some(hash) = hash {
-                    hash.update(&scratch.out);
-                }
                 let (_, total) = rows_cols(change);
-                let size = scratch.out.len() as u64 / ((rows.end - rows.start) * (cols.end - cols.start)).max(1);
-                let width = ((cols.end - cols.start) * size) as usize;
-                if cols.end - cols.start == total {
-                    output.write(&scratch.out, change.begin + rows.start * total * size)?;
+                let (size, width) = (size_of_value(change), cols.end - cols.start);
+                let mut out = std::mem::take(&mut scratch.out);
+                out.resize(((rows.end - rows.start) * width * size) as usize, 0);
+                let sums = compute_block(plan, self.isa, change, rows.clone(), cols.clone(), scratch, &mut out)?;
+                if let Some(hash) = hash {
+                    hash.update(&out);
+                }
+                if width == total {
+                    output.write(&out, change.begin + rows.start * total * size)?;
                 } else {
-                    for (row, bytes) in rows.clone().zip(scratch.out.chunks_exact(width.max(1))) {
+                    for (row, bytes) in rows.clone().zip(out.chunks_exact((width * size).max(1) as usize)) {
                         output.write(bytes, change.begin + (row * total + cols.start) * size)?;
                     }
                 }
-                Ok((sums, scratch.out.len() as u64))
+                let written = out.len() as u64;
+                scratch.out = out;
+                Ok((sums, written))
             }
         }
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::load::float_of;
-use super::recipe::{ChangeRecord, Factors, digest_of_marks, digests, factor_name, factors, marks, record, sha256, table};
+use super::recipe::{ChangeRecord, Factors, digest_of_marks, factor_name, factors, marks, named_digests, record, sha256, table};
 use super::window::{UNIT, WINDOW, Window, windows};
 use crate::adapter::Factor;
 use crate::codec::safetensors::{Layout, SafetensorsFile, Strictness};
@@ -97,7 +97,7 @@ impl<'c, 'a> Draft<'c, 'a> {
         let records = record(changes, &mut factors);
         let units = windows(changes.iter().map(|(_, change)| *change)).1;
         let (old_info, new_info) = (table(old.len() as u64), table(units));
-        let mut digests = digests(&factors)?;
+        let mut digests = named_digests(&factors)?;
         digests.insert(OLD.to_owned(), digest_of_marks(old));
         let manifest = Manifest {
             version: VERSION,

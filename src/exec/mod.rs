@@ -28,7 +28,7 @@ pub(crate) use measure::Figures;
 #[cfg(test)]
 pub(crate) use measure::Miss;
 pub(crate) use prove::prove;
-pub(crate) use recipe::sha256;
+pub(crate) use recipe::{digests, sha256};
 pub(crate) use restore::{Restored, restored};
 pub(crate) use roll::{Rolled, Site, Start, roll_forward};
 pub use run::{ExecOptions, Progress};

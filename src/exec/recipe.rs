@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::block::rows_cols;
+use super::budget::threads;
+use super::pool::each;
+use super::run::ExecOptions;
 use crate::adapter::Factor;
 use crate::codec::safetensors::SafetensorsFile;
 use crate::error::Result;
@@ -104,8 +107,8 @@ pub(super) fn factors(file: SafetensorsFile, digests: &BTreeMap<String, String>)
 }
 
 /// Digests of the factors, under the names that they have in the file.
-pub(super) fn digests(factors: &[&Factor]) -> Result<BTreeMap<String, String>> {
-    factors.iter().enumerate().map(|(index, factor)| Ok((factor_name(index), digest(factor)?))).collect()
+pub(super) fn named_digests(factors: &[&Factor]) -> Result<BTreeMap<String, String>> {
+    Ok(digests(factors, || Ok(()))?.into_iter().enumerate().map(|(index, digest)| (factor_name(index), digest)).collect())
 }
 
 /// The digest of a table of marks.
@@ -191,6 +194,18 @@ impl ChangeRecord {
         }
         Some(())
     }
+}
+
+/// The tensor digests of factors, on all cores. `go_on` is asked before each of them, and may end it.
+///
+/// # Errors
+/// `E-001`, `E-004`; what `go_on` says.
+pub(crate) fn digests(factors: &[&Factor], go_on: impl Fn() -> Result<()> + Sync) -> Result<Vec<String>> {
+    let threads = threads(&ExecOptions::default(), factors.len());
+    each(threads, factors.len(), |index, _| {
+        go_on()?;
+        digest(factors[index])
+    })
 }
 
 /// The tensor digest of a factor.

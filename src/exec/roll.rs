@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::block::{Ground, Scratch, compute_block, compute_values};
 use super::budget::threads;
 use super::journal::Journal;
-use super::pool::each;
+use super::pool::{each_in_lanes, lanes};
 use super::recipe::sha256;
 use super::run::{ExecOptions, Progress};
 use super::tasks::size_of_value;
@@ -113,7 +113,8 @@ pub(crate) fn roll_forward(
     }
     site.force(durability)?;
     let roll = Roll { journal, site, changes: &changes, start, isa, tile: options.tile_bytes as u64, durability };
-    let found = each(threads(options, windows.len()), windows.len(), |index, scratch| {
+    let by_file = lanes(windows.iter().map(|window| changes[window.change].0));
+    let found = each_in_lanes(threads(options, windows.len()), &by_file, |index, scratch| {
         if progress.cancelled() {
             return Err(Error::new(rules::INTERRUPTED, "interrupted; the merge is not complete"));
         }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::block::{Ground, compute_values};
 use super::budget::threads;
 use super::pool::each;
-use super::recipe::{ChangeRecord, Factors, digest_of_marks, digests, factor_name, factors, marks, record, sha256, table};
+use super::recipe::{ChangeRecord, Factors, digest_of_marks, factor_name, factors, marks, named_digests, record, sha256, table};
 use super::run::{ExecOptions, Progress, interrupted};
 use super::window::{WINDOW, compute_window, mark, windows};
 use crate::adapter::Factor;
@@ -64,7 +64,7 @@ impl<'c, 'a> UndoDraft<'c, 'a> {
         let numbered: Vec<_> = changes.iter().copied().enumerate().collect();
         let mut records = record(&numbered, &mut factors);
         records.iter_mut().for_each(|record| record.begin = 0);
-        let mut digests = digests(&factors)?;
+        let mut digests = named_digests(&factors)?;
         digests.insert(OLD.to_owned(), digest_of_marks(old));
         let keep_nonfinite = plan.keep_nonfinite;
         let manifest = Manifest { version: VERSION, window: WINDOW, keep_nonfinite, merged, changes: records, digests };

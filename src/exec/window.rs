@@ -84,7 +84,7 @@ pub(super) fn mark(bytes: &[u8]) -> u64 {
 }
 
 /// How a block is computed: with or without a look at its values.
-pub(super) type Compute = fn(&dyn Ground, Isa, &Change<'_>, Range<u64>, Range<u64>, &mut Scratch) -> Result<Sums>;
+pub(super) type Compute = fn(&dyn Ground, Isa, &Change<'_>, Range<u64>, Range<u64>, &mut Scratch, &mut [u8]) -> Result<Sums>;
 
 /// All bytes of a window, in the buffer that `scratch` has for them, which is to be put back.
 pub(super) fn compute_window(
@@ -101,12 +101,20 @@ pub(super) fn compute_window(
     let size = size_of_value(change) as usize;
     let total = (window.cols.end - window.cols.start) as usize * size;
     for (rows, cols) in tiles_within(change, tile, window.rows.clone(), window.cols.clone()) {
-        sums.add(&block(ground, isa, change, rows.clone(), cols.clone(), scratch)?);
         let width = (cols.end - cols.start) as usize * size;
         let first = (rows.start - window.rows.start) as usize * total + (cols.start - window.cols.start) as usize * size;
-        for (row, bytes) in scratch.out.chunks_exact(width.max(1)).enumerate() {
+        let len = (rows.end - rows.start) as usize * width;
+        if width == total || rows.end - rows.start == 1 {
+            sums.add(&block(ground, isa, change, rows, cols, scratch, &mut out[first..first + len])?);
+            continue;
+        }
+        let mut part = std::mem::take(&mut scratch.out);
+        part.resize(len, 0);
+        sums.add(&block(ground, isa, change, rows, cols, scratch, &mut part)?);
+        for (row, bytes) in part.chunks_exact(width.max(1)).enumerate() {
             out[first + row * total..first + row * total + width].copy_from_slice(bytes);
         }
+        scratch.out = part;
     }
     Ok((sums, out))
 }

@@ -1,23 +1,17 @@
 //! Digests of an adapter's tensors: computed, and held against what the file states.
 
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, Factor};
 use crate::error::{Error, Result};
-use crate::io::{ContentRoot, tensor_digest};
+use crate::exec;
+use crate::io::ContentRoot;
 use crate::rules;
-use crate::tensor::pieces;
 
 /// The digest of every tensor of the adapter, by its name in the file. `go_on` is asked before each of them, and may end it.
-pub(super) fn content(adapter: &Adapter, go_on: impl Fn() -> Result<()>) -> Result<ContentRoot> {
+pub(super) fn content(adapter: &Adapter, go_on: impl Fn() -> Result<()> + Sync) -> Result<ContentRoot> {
+    let factors: Vec<&Factor> = adapter.factors().collect();
     let mut root = ContentRoot::default();
-    for factor in adapter.factors() {
-        go_on()?;
-        let mut hash = tensor_digest(factor.info());
-        pieces(factor.info().bytes(), |offset, piece| {
-            factor.read(offset, piece)?;
-            hash.update(piece);
-            Ok(())
-        })?;
-        root.insert(factor.name(), hash.finish());
+    for (factor, digest) in factors.iter().zip(exec::digests(&factors, go_on)?) {
+        root.insert(factor.name(), digest);
     }
     Ok(root)
 }

@@ -2,7 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 
-use super::scene::{ALL, Known, Scene, State, calls, read, write};
+use super::scene::{ALL, Known, RESUMED, Scene, State, calls, is_staging, read, write};
 
 fn killed(status: std::process::ExitStatus) -> bool {
     status.signal().is_some()
@@ -75,5 +75,28 @@ fn a_recovery_is_killed_at_every_call() {
             }
         }
         assert!(pending > 3 && runs > 50, "{}: {pending} states, {runs} recoveries", scene.name);
+    }
+}
+
+/// Killed wherever it may be, and killed again while it is resumed, a merge that is resumed ends in the bytes of an undisturbed one. (How
+/// much is taken over depends on which of two threads is quicker; `tests/resume.rs` holds that.)
+#[test]
+fn a_resumed_merge_is_killed_at_every_call() {
+    let known = RESUMED.known();
+    let (_folder, trace) = known.trace();
+    for number in 1..=calls(&trace).len() {
+        let folder = known.set_up();
+        let what = format!("killed at call {number}");
+        known.run(folder.path(), &[("LORATOOL_FAULT", format!("{number}:kill"))]);
+        known.run(folder.path(), &[("LORATOOL_FAULT", format!("{}:tear", 15 + number % 20))]);
+        assert!(matches!(known.state(folder.path()), State::Old | State::New), "{what}");
+        if known.state(folder.path()) == State::Old {
+            let done = known.run(folder.path(), &[]);
+            assert!(done.status.success(), "{what}: {}", String::from_utf8_lossy(&done.stderr));
+        }
+        assert_eq!(known.state(folder.path()), State::New, "{what}");
+        let ledgers = read(folder.path()).into_keys().filter(|path| path.extension().is_some_and(|x| x == "resume"));
+        let left: Vec<_> = ledgers.filter(|path| is_staging(path.to_str().unwrap())).collect();
+        assert!(left.len() <= 1, "{what}: {left:?}");
     }
 }

@@ -31,6 +31,12 @@ pub const FOLDER: Scene = Scene {
     inputs: &LLAMA,
     before: &[],
 };
+pub const RESUMED: Scene = Scene {
+    name: "to a folder, to be resumed",
+    args: &["merge", "@/model", "-a", "@/adapter", "-o", "@/out", "--resume", "--threads", "1"],
+    inputs: &LLAMA,
+    before: &[],
+};
 pub const REPLACED: Scene = Scene {
     name: "over a folder",
     args: &["merge", "@/model", "-a", "@/adapter", "-o", "@/out", "--overwrite", "--threads", "1"],

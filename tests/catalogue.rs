@@ -1,8 +1,8 @@
-//! Bad input, one test per kind of badness: damaged headers, damaged values, folders that do not hold together, wrong adapters, pairs
-//! that do not fit, wrong configs. Each is refused
+//! Bad input and bad circumstances, one test per kind of badness: damaged headers, damaged values, folders that do not hold together,
+//! wrong adapters, pairs that do not fit, wrong configs; disks, limits and other programs that are in the way. Each is refused
 //! with the class, the rule, the place and the words that help, and nothing is left behind by the attempt. Tests are numbered as in
-//! the catalogue of bad inputs: H (headers), T (values of tensors), X (folders and indices), A (adapters), M (adapter and base),
-//! J (configs).
+//! the catalogue: H (headers), T (values of tensors), X (folders and indices), A (adapters), M (adapter and base), J (configs),
+//! F (disks), C (concurrency).
 
 #[path = "catalogue/adapter.rs"]
 mod adapter;
@@ -15,12 +15,21 @@ mod binary;
 mod binding;
 #[path = "catalogue/bytes.rs"]
 mod bytes;
+#[cfg(feature = "cli")]
+#[path = "catalogue/concurrency.rs"]
+mod concurrency;
 #[path = "catalogue/config.rs"]
 mod config;
+#[cfg(feature = "cli")]
+#[path = "catalogue/disk.rs"]
+mod disk;
 #[path = "catalogue/folder.rs"]
 mod folder;
 #[path = "catalogue/header.rs"]
 mod header;
+#[cfg(feature = "cli")]
+#[path = "catalogue/runs.rs"]
+mod runs;
 #[path = "catalogue/scene.rs"]
 mod scene;
 #[path = "catalogue/values.rs"]

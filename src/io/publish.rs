@@ -2,9 +2,9 @@
 //! renamed; on any error or interruption the staging is removed and the target is what it was. Never written through a link,
 //! never over an input.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -243,7 +243,7 @@ impl Staging {
         disk::write_at(&self.create(&name)?, bytes, 0).map_err(|e| write_error(&self.target_of(name), e))
     }
 
-    /// Copies a file with its permissions.
+    /// Copies a file with its permissions, as far as the umask leaves them.
     ///
     /// # Errors
     /// `E-002`; `E-001`, `E-004`, `E-007` if `from` cannot be read.
@@ -258,7 +258,10 @@ impl Staging {
             disk::write_at(&file, &buffer[..len], offset).map_err(failed)?;
             offset += len as u64;
         }
-        let permissions = fs::metadata(from).map_err(|e| read_error(from, e))?.permissions();
+        let mode = fs::metadata(from).map_err(|e| read_error(from, e))?.permissions().mode();
+        // The new file may be read and written as the umask says; where it may be read it may be run.
+        let masked = file.metadata().map_err(failed)?.permissions().mode();
+        let permissions = Permissions::from_mode(mode & (masked | (masked & 0o444) >> 2));
         disk::set_permissions(&self.path_of(&name), permissions).map_err(failed)
     }
 
@@ -280,10 +283,12 @@ impl Staging {
         match self.replaces {
             None => rename(&self.path, &self.target, RenameFlags::NOREPLACE)?,
             Some(seen) if identity(&self.target) != Some(seen) => return Err(appeared(&self.target)),
-            Some(_) if self.kind == OutputKind::Folder => return self.exchange(&parent, durability),
             Some(_) => {
                 let old = fs::metadata(&self.target).map_err(|e| write_error(&self.target, e))?;
                 disk::set_permissions(&self.path, old.permissions()).map_err(|e| write_error(&self.target, e))?;
+                if self.kind == OutputKind::Folder {
+                    return self.exchange(&parent, durability);
+                }
                 rename(&self.path, &self.target, RenameFlags::empty())?;
             }
         }

@@ -28,6 +28,10 @@ fn over(out: &str) -> Vec<&str> {
     [&merge_to(out)[..], &["--overwrite"]].concat()
 }
 
+fn mode(path: impl AsRef<Path>) -> u32 {
+    fs::symlink_metadata(path).unwrap().mode() & 0o7777
+}
+
 fn set_mode(path: impl AsRef<Path>, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
@@ -207,6 +211,32 @@ fn f12_an_output_that_is_an_input_is_refused_by_whatever_name() {
     fs::create_dir(scene.at("other")).unwrap();
     let Some(_bound) = mounted(&["--bind", &scene.at("base").display().to_string()], &scene.at("other")) else { return };
     refused(&scene, loratool(&scene, &over("other")), 2, &["is the input", "U-003"]);
+}
+
+#[test]
+fn f13_the_mode_follows_the_umask_or_what_is_replaced() {
+    for (umask, file, folder) in [("022", 0o644, 0o755), ("077", 0o600, 0o700)] {
+        let scene = Scene::sound().with("base/config.json", "{}");
+        set_mode(scene.at("base/config.json"), 0o664);
+        let masked = |args: &[&str]| run(shell(&scene, &format!("umask {umask};"), args, "")).says(0, &[]);
+        masked(MERGE);
+        assert_eq!(mode(scene.at("out")), folder);
+        for name in ["model.safetensors", "config.json", "loratool.merge.json"] {
+            assert_eq!(mode(scene.at("out").join(name)), file, "{name} with umask {umask}");
+        }
+        masked(&["convert", "adapter", "--to", "container", "-o", "container"]);
+        assert_eq!(mode(scene.at("container")), file);
+        // What is replaced keeps its mode.
+        set_mode(scene.at("out"), 0o750);
+        set_mode(scene.at("container"), 0o640);
+        masked(&over("out"));
+        masked(&["convert", "adapter", "--to", "container", "-o", "container", "--overwrite"]);
+        assert_eq!((mode(scene.at("out")), mode(scene.at("container"))), (0o750, 0o640), "with umask {umask}");
+    }
+    let scene = of_file().with("out", "old");
+    set_mode(scene.at("out"), 0o640);
+    run(loratool(&scene, &over("out"))).says(0, &[]);
+    assert_eq!(mode(scene.at("out")), 0o640);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::ErrorKind;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -61,6 +62,11 @@ pub(crate) fn check_output(target: &Path, kind: OutputKind, inputs: &[&Path], ov
     }
     if target.file_name().is_none() {
         return Err(Error::new(rules::ARGUMENT, "the output needs a name").file(target));
+    }
+    if kind == OutputKind::File && target.as_os_str().as_bytes().ends_with(b"/") {
+        return Err(Error::new(rules::WRITE, "the output is a file, and this is the name of a folder")
+            .file(target)
+            .help("leave out the slash at the end"));
     }
     let found = match fs::symlink_metadata(target) {
         Ok(found) => found,

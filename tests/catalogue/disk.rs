@@ -267,6 +267,17 @@ fn f14_odd_names_are_written_or_refused_in_words() {
 }
 
 #[test]
+fn f14_a_slash_at_the_end_is_the_name_of_a_folder() {
+    let scene = Scene::sound();
+    run(loratool(&scene, &merge_to("out/"))).says(0, &[]);
+    assert!(output(&scene, "out") == merged(&scene));
+    let scene = of_file();
+    for out in ["out/", "base/"] {
+        refused(&scene, loratool(&scene, &over(out)), 6, &[out, "the name of a folder", "leave out the slash"]);
+    }
+}
+
+#[test]
 fn f14_a_working_folder_that_is_gone_is_an_error() {
     let scene = Scene::sound();
     let command = format!(

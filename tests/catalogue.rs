@@ -2,7 +2,7 @@
 //! wrong adapters, pairs that do not fit, wrong configs; disks, limits and other programs that are in the way. Each is refused
 //! with the class, the rule, the place and the words that help, and nothing is left behind by the attempt. Tests are numbered as in
 //! the catalogue: H (headers), T (values of tensors), X (folders and indices), A (adapters), M (adapter and base), J (configs),
-//! F (disks), C (concurrency).
+//! F (disks), R (limits), C (concurrency).
 
 #[path = "catalogue/adapter.rs"]
 mod adapter;
@@ -27,6 +27,9 @@ mod disk;
 mod folder;
 #[path = "catalogue/header.rs"]
 mod header;
+#[cfg(feature = "cli")]
+#[path = "catalogue/limits.rs"]
+mod limits;
 #[cfg(feature = "cli")]
 #[path = "catalogue/runs.rs"]
 mod runs;

@@ -1,7 +1,8 @@
 //! A base checkpoint: named tensors over one file or many, and what lies beside them. It knows where every tensor is, which names
 //! the model ties, and what makes this base this base; it does not know LoRA. The rules are those of `spec/checkpoint.md`.
 //!
-//! Files are opened once and stay open, so that what was checked is what is read later; a sharded model costs one descriptor per shard.
+//! What was checked is what is read later: files stay open, and one that was closed for want of descriptors is the same when it is opened
+//! again, or an error.
 #![cfg_attr(not(test), warn(clippy::indexing_slicing, reason = "numbers from a file index nothing unchecked"))]
 
 mod companions;

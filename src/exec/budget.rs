@@ -5,15 +5,16 @@ use std::num::NonZeroUsize;
 use super::run::ExecOptions;
 use super::tasks::{rank, size_of_value, tiles};
 use crate::error::{Error, Result};
+use crate::io::most_threads;
 use crate::plan::{Change, Plan};
 use crate::rules;
 
 /// Threads beyond this only cost.
 const MOST_THREADS: usize = 256;
 
-/// No more threads than work, and never so many that starting them is the work.
+/// No more threads than work or than files may be open, and never so many that starting them is the work.
 pub(super) fn threads(options: &ExecOptions, tasks: usize) -> usize {
-    options.threads.or(std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get).min(tasks).clamp(1, MOST_THREADS)
+    options.threads.or(std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get).min(tasks).clamp(1, MOST_THREADS.min(most_threads()))
 }
 
 /// What a run needs beside its tiles.

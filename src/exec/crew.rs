@@ -103,7 +103,7 @@ impl Crew<'_, '_, '_> {
                 let Some(ledger) = self.ledger.filter(|_| !told[index] && output.done.is_none()) else { continue };
                 if self.found.left[index].load(Ordering::Acquire) == 0 {
                     told[index] = true;
-                    disk::sync(&output.file).map_err(|e| write_error(&output.path, e))?;
+                    output.file.with(disk::sync).map_err(|e| write_error(&output.path, e))?;
                     ledger.finished(index, &self.finished(index))?;
                 }
             }
@@ -113,7 +113,7 @@ impl Crew<'_, '_, '_> {
                 continue;
             }
             for output in self.outputs {
-                disk::sync(&output.file).map_err(|e| write_error(&output.path, e))?;
+                output.file.with(disk::sync).map_err(|e| write_error(&output.path, e))?;
             }
             flushed = written;
         }
@@ -173,7 +173,11 @@ impl Crew<'_, '_, '_> {
         match &task.work {
             Work::Copy(range) => {
                 let source = &plan.base.shards()[range.shard].file;
-                if hash.is_some() || !source.copy_bytes(range.from, &output.file, range.to, range.len)? {
+                let copy = || {
+                    let copied = output.file.with(|file| Ok(source.copy_bytes(range.from, file, range.to, range.len)));
+                    copied.map_err(|e| write_error(&output.path, e).offset(range.to))?
+                };
+                if hash.is_some() || !copy()? {
                     let bytes = scratch.buffer(range.len as usize);
                     source.read_bytes(range.from, bytes)?;
                     if let Some(hash) = hash {
@@ -218,6 +222,6 @@ impl Drop for End<'_> {
 
 impl Output<'_, '_> {
     fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
-        disk::write_at(&self.file, bytes, at).map_err(|e| write_error(&self.path, e).offset(at))
+        self.file.with(|file| disk::write_at(file, bytes, at)).map_err(|e| write_error(&self.path, e).offset(at))
     }
 }

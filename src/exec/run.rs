@@ -1,7 +1,6 @@
 //! From plans to files: reserve their space, carry out the work on all cores, add up what was found.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -9,7 +8,7 @@ use super::budget::threads;
 use super::crew::{Crew, Found};
 use super::tasks::schedule;
 use crate::error::{Error, Result};
-use crate::io::{Durability, disk, write_error};
+use crate::io::{Durability, Kept, disk, write_error};
 use crate::kernel::{Isa, Sums};
 use crate::plan::{Head, OutShard, Plan};
 use crate::rules;
@@ -71,12 +70,12 @@ pub(crate) trait Ledger: Sync {
     fn finished(&self, output: usize, finished: &Finished) -> Result<()>;
 }
 
-/// An output file of one of the plans, open.
+/// An output file of one of the plans.
 pub(crate) struct Output<'p, 'a> {
     /// Index of the plan.
     pub(crate) plan: usize,
     pub(crate) shard: &'p OutShard<'a>,
-    pub(crate) file: File,
+    pub(crate) file: Kept,
     /// Its name in messages.
     pub(crate) path: PathBuf,
     /// An earlier run has completed it, and found this.
@@ -112,7 +111,7 @@ pub(crate) fn run<'p, 'a>(
     progress: &dyn Progress,
 ) -> Result<Vec<Outcome>> {
     for output in outputs.iter().filter(|output| output.done.is_none()) {
-        prepare(output).map_err(|e| write_error(&output.path, e))?;
+        output.file.with(|file| prepare(file, output.shard)).map_err(|e| write_error(&output.path, e))?;
     }
     let schedule = schedule(plans, outputs, options.tile_bytes.max(64), keeping.digests);
     let isa = if options.portable { Isa::Portable } else { Isa::best() };
@@ -135,10 +134,10 @@ pub(crate) fn interrupted() -> Error {
 }
 
 /// Reserves the file's space, so that a full disk is known before anything is computed, and writes a new header.
-fn prepare(output: &Output<'_, '_>) -> std::io::Result<()> {
-    disk::allocate(&output.file, output.shard.len)?;
-    match &output.shard.head {
+fn prepare(file: &std::fs::File, shard: &OutShard<'_>) -> std::io::Result<()> {
+    disk::allocate(file, shard.len)?;
+    match &shard.head {
         Head::Kept(_) => Ok(()),
-        Head::New(bytes) => disk::write_at(&output.file, bytes, 0),
+        Head::New(bytes) => disk::write_at(file, bytes, 0),
     }
 }

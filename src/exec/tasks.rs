@@ -209,3 +209,33 @@ fn split(
 pub(super) fn size_of_value(change: &Change<'_>) -> u64 {
     change.info.bytes().checked_div(change.info.shape.elements()).unwrap_or(1).max(1)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Contribution, Origin, Panel};
+    use crate::tensor::{Dtype, Shape, TensorInfo};
+
+    fn update(dims: [u64; 2], rank: u64) -> Change<'static> {
+        let info = TensorInfo { dtype: Dtype::BF16, shape: Shape::new(dims.to_vec()).unwrap() };
+        let contributions =
+            vec![Contribution { adapter: 0, left: Panel::One, right: Panel::One, rank, scale: 1.0, embedding: false }];
+        let origin = Origin::Base { shard: 0, begin: 0, info: info.clone() };
+        Change { name: "w".to_owned(), info, begin: 0, origin, contributions, added: false }
+    }
+
+    /// R11 of the catalogue: nothing is counted in 32 bits, and a block is small whichever side is long.
+    #[test]
+    fn a_row_and_a_column_of_2_31_values_are_split_into_small_blocks() {
+        let long = 1 << 31;
+        for (dims, rank) in [([1, long], 1), ([long, 1], 1), ([1, long], 256), ([long, 1], 256), ([3, long / 2], 8)] {
+            let blocks = tiles(&update(dims, rank), rank, 1 << 20, false);
+            let values: u64 = blocks.iter().map(|(rows, cols)| (rows.end - rows.start) * (cols.end - cols.start)).sum();
+            assert_eq!(values, dims[0] * dims[1]);
+            for (rows, cols) in blocks {
+                let (rows, cols) = (rows.end - rows.start, cols.end - cols.start);
+                assert!(2 * rows * cols <= 4 << 20 && 8 * rank * (rows + cols) <= 6 << 20, "{dims:?} {rank}: {rows} x {cols}");
+            }
+        }
+    }
+}

@@ -13,7 +13,8 @@ use rustix::fs::RenameFlags;
 use rustix::io::Errno;
 
 use super::disk;
-use super::source::{self, ReadMode, read_error};
+use super::shelf::Kept;
+use super::source::{self, MORE_DESCRIPTORS, ReadMode, no_descriptor, read_error};
 use crate::error::{Class, Error, Result};
 use crate::rules;
 
@@ -241,6 +242,14 @@ impl Staging {
         disk::open_write(&self.path_of(&name)).map_err(|e| write_error(&self.target_of(&name), e))
     }
 
+    /// A file that was [created](Staging::create) or [reopened](Staging::reopen), one of many that are written for long.
+    ///
+    /// # Errors
+    /// `E-002`.
+    pub(crate) fn shelve(&self, file: File, name: impl AsRef<Path>) -> Result<Kept> {
+        Kept::writing(file, &self.path_of(&name)).map_err(|e| write_error(&self.target_of(&name), e))
+    }
+
     /// Writes a small file.
     ///
     /// # Errors
@@ -405,6 +414,7 @@ pub(crate) fn write_error(path: &Path, error: std::io::Error) -> Error {
         ErrorKind::FileTooLarge => ("the file would be larger than allowed", "raise the limit (ulimit -f), or write elsewhere"),
         ErrorKind::PermissionDenied => ("permission denied", "check the permissions of the folder"),
         ErrorKind::ReadOnlyFilesystem => ("the file system is read-only", "write elsewhere"),
+        _ if no_descriptor(&error) => ("cannot write", MORE_DESCRIPTORS),
         _ => ("cannot write", "check the disk and try again"),
     };
     Error::new(rules::WRITE, format!("{what}: {error}")).file(path).help(help).because(error)

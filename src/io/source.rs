@@ -1,13 +1,16 @@
-//! Positioned reads of one open file. A file is opened once; what was inspected is what is read later. Only regular files are
+//! Positioned reads of one open file. What was inspected is what is read later: the file is the same, or an error. Only regular files are
 //! opened, and never blocked on: a FIFO or a device under a model's name is refused, not waited for.
 
 use std::fs::File;
 use std::io::ErrorKind;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
+
+use rustix::io::Errno;
 
 use super::disk;
 use super::map::Map;
+use super::shelf::Kept;
 use crate::error::{Error, Result};
 use crate::rules;
 
@@ -25,9 +28,8 @@ pub enum ReadMode {
 /// The bytes of one file, read by position from any thread.
 #[derive(Debug)]
 pub(crate) struct ByteSource {
-    file: File,
+    file: Kept,
     map: Option<Map>,
-    len: u64,
 }
 
 /// Opens a regular file.
@@ -41,7 +43,8 @@ pub(crate) fn open(path: &Path, mode: ReadMode) -> Result<ByteSource> {
         ReadMode::Read => None,
         ReadMode::Map => Map::new(&file, len),
     };
-    Ok(ByteSource { file, map, len })
+    let file = Kept::reading(file, path).map_err(|e| read_error(path, e))?;
+    Ok(ByteSource { file, map })
 }
 
 /// Reads a whole small file; `None` if it is longer than `limit` bytes.
@@ -50,10 +53,10 @@ pub(crate) fn open(path: &Path, mode: ReadMode) -> Result<ByteSource> {
 /// As [`open`].
 pub(crate) fn read_small(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let source = open(path, ReadMode::Read)?;
-    if source.len > limit {
+    if source.len() > limit {
         return Ok(None);
     }
-    let mut bytes = vec![0; source.len as usize];
+    let mut bytes = vec![0; source.len() as usize];
     source.read_at(path, 0, &mut bytes)?;
     Ok(Some(bytes))
 }
@@ -81,12 +84,14 @@ pub(crate) fn read_error(path: &Path, error: std::io::Error) -> Error {
             Err(_) => ("no such file or folder".to_owned(), "check the path"),
         },
         ErrorKind::PermissionDenied => ("permission denied".to_owned(), "check the permissions of the file and its folders"),
-        _ if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+        _ if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
             let target = std::fs::read_link(path).unwrap_or_default();
             (format!("the link leads to {target:?} and back to itself"), "remove the link and download the model again")
         }
+        ErrorKind::StaleNetworkFileHandle => return changed(path).because(error),
+        _ if no_descriptor(&error) => (format!("cannot read: {error}"), MORE_DESCRIPTORS),
         // What open(2) says of a socket.
-        _ if error.raw_os_error() == Some(rustix::io::Errno::NXIO.raw_os_error()) => {
+        _ if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => {
             return Error::new(rules::NOT_REGULAR, "expected a file, found a socket or a device")
                 .file(path)
                 .help("check the path")
@@ -97,15 +102,23 @@ pub(crate) fn read_error(path: &Path, error: std::io::Error) -> Error {
     Error::new(rules::READ, what).file(path).help(help).because(error)
 }
 
+/// The process, or the system, has no descriptor left.
+pub(super) fn no_descriptor(error: &std::io::Error) -> bool {
+    [Errno::MFILE, Errno::NFILE].iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
+
+/// What to do then.
+pub(super) const MORE_DESCRIPTORS: &str = "allow more open files (ulimit -n)";
+
 impl ByteSource {
     /// Length when the file was opened.
     pub(crate) fn len(&self) -> u64 {
-        self.len
+        self.file.len()
     }
 
     /// Device and inode of the open file.
-    pub(crate) fn identity(&self) -> Option<(u64, u64)> {
-        self.file.metadata().ok().map(|m| (m.dev(), m.ino()))
+    pub(crate) fn identity(&self) -> (u64, u64) {
+        self.file.identity()
     }
 
     /// Fills `buf` from byte `offset` on. Loops over short reads and interruptions.
@@ -122,7 +135,7 @@ impl ByteSource {
                 None => Err(shrunk(path, offset)),
             };
         }
-        disk::read_at(&self.file, buf, offset).map_err(|e| match e.kind() {
+        self.file.with(|file| disk::read_at(file, buf, offset)).map_err(|e| match e.kind() {
             ErrorKind::UnexpectedEof => shrunk(path, offset),
             _ => read_error(path, e).offset(offset),
         })
@@ -137,7 +150,7 @@ impl ByteSource {
         let mut done = 0;
         while done < len {
             let part = usize::try_from(len - done).unwrap_or(usize::MAX);
-            match disk::copy_range(&self.file, offset + done, to, to_offset + done, part) {
+            match self.file.with(|file| disk::copy_range(file, offset + done, to, to_offset + done, part)) {
                 Ok(0) => return Err(shrunk(path, offset + done)),
                 Ok(n) => done += n as u64,
                 Err(_) => return Ok(false),
@@ -145,6 +158,12 @@ impl ByteSource {
         }
         Ok(true)
     }
+}
+
+fn changed(path: &Path) -> Error {
+    Error::new(rules::CHANGED, "the file was changed or replaced while it was read")
+        .file(path)
+        .help("another program is writing to it; wait for it to finish, and run the command again")
 }
 
 fn shrunk(path: &Path, offset: u64) -> Error {

@@ -201,7 +201,7 @@ fn open(plan: &Plan<'_>) -> Result<Vec<Exclusive>> {
     for (index, _) in touched(plan) {
         let source = &plan.base.shards()[index].file;
         let file = Exclusive::open(source.path())?;
-        if source.identity() != Some(file.identity()) || file.len() != source.file_len() {
+        if source.identity() != file.identity() || file.len() != source.file_len() {
             let message = "the file was replaced while it was read";
             return Err(Error::new(rules::CHANGED, message).file(source.path()).help("run the command again"));
         }

@@ -244,6 +244,7 @@ fn write_into(work: &Work, jobs: &[Job<'_>], options: &MergeOptions, progress: &
             let name = job.within.join(&shard.file_name);
             let done = work.done.get(&name).cloned();
             let file = if done.is_some() { staging.reopen(&name)? } else { staging.create(&name)? };
+            let file = staging.shelve(file, &name)?;
             outputs.push(Output { plan, shard, file, path: staging.target_of(&name), done });
         }
     }

@@ -171,6 +171,21 @@ pub fn holes(rows: u64, cols: u64, others: &[(&str, &str, [u64; 2])]) -> Scene {
     scene.adapter(1, &[floats(A, "F32", &[1, cols], &ones(cols)), floats(B, "F32", &[rows, 1], &ones(rows))])
 }
 
+/// A base of so many shards, each with a tensor that the adapter changes.
+pub fn shards(count: usize) -> Scene {
+    let scene = Scene::sound().without(MODEL);
+    let (mut map, mut factors) = (Vec::new(), Vec::new());
+    for i in 0..count {
+        let (weight, shard) = (format!("layers.{i}.q_proj.weight"), format!("model-{i:05}-of-{count:05}.safetensors"));
+        zeros(&scene.at("base").join(&shard), &[(&weight, "F32", [2, 3])]);
+        factors.push(floats(&A.replace(".0.", &format!(".{i}.")), "F32", &[1, 3], &[1.0, 2.0, 3.0]));
+        factors.push(floats(&B.replace(".0.", &format!(".{i}.")), "F32", &[2, 1], &[1.0, -1.0]));
+        map.push((weight, shard));
+    }
+    let map: Vec<_> = map.iter().map(|(weight, shard)| (weight.as_str(), shard.as_str())).collect();
+    scene.index(&map).adapter(1, &factors)
+}
+
 /// Does something once, when the first bytes of the output are written.
 pub struct Meanwhile<F>(Once, F);
 

@@ -1,4 +1,4 @@
-//! One safetensors file, open: the header checked once, tensors read by range from the same descriptor.
+//! One safetensors file, open: the header checked once, tensors read by range from the same file.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -54,7 +54,7 @@ impl SafetensorsFile {
     }
 
     /// Device and inode of the open file.
-    pub(crate) fn identity(&self) -> Option<(u64, u64)> {
+    pub(crate) fn identity(&self) -> (u64, u64) {
         self.source.identity()
     }
 

@@ -10,13 +10,15 @@ mod identity;
 mod scaling;
 mod target;
 
+use std::sync::Arc;
+
 pub use build::AdapterParts;
 pub use factor::Factor;
 pub use identity::{BaseIdentity, Lineage, LineageInput};
 pub use scaling::{Scaling, ScalingRule};
 pub use target::{BiasDelta, Kind, Orientation, Replacement, Target};
 
-use crate::error::Diagnostic;
+use crate::error::{Diagnostic, Result};
 
 /// A set of low-rank updates, and the full tensors that travel with them, for one base.
 #[derive(Clone)]
@@ -74,6 +76,16 @@ impl Adapter {
     pub fn factors(&self) -> impl Iterator<Item = &Factor> {
         let targets = self.targets().iter().flat_map(|t| [Some(&t.a), Some(&t.b), t.bias.as_ref().map(|b| &b.delta)]);
         targets.flatten().chain(self.replacements().iter().map(|r| &r.with))
+    }
+
+    /// Makes sure that the files of the factors are what they were when they were opened.
+    ///
+    /// # Errors
+    /// `E-004`.
+    pub(crate) fn unchanged(&self) -> Result<()> {
+        let mut sources: Vec<_> = self.factors().map(Factor::source).collect();
+        sources.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        sources.into_iter().try_for_each(|source| source.unchanged())
     }
 
     /// What is worth saying about the file but does not stop anyone.

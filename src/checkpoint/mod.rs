@@ -186,4 +186,8 @@ impl TensorSource for Checkpoint {
             None => Err(Error::new(rules::READ, "no such tensor").file(&self.path).tensor(name)),
         }
     }
+
+    fn unchanged(&self) -> Result<()> {
+        self.shards.iter().try_for_each(|shard| shard.file.unchanged())
+    }
 }

@@ -114,6 +114,14 @@ impl Kept {
         Ok(())
     }
 
+    /// Whether the file is still there, and what it was.
+    ///
+    /// # Errors
+    /// Those of `stat(2)`, and `ESTALE`.
+    pub(crate) fn unchanged(&self) -> io::Result<()> {
+        self.check(&self.path.metadata()?)
+    }
+
     fn check(&self, meta: &Metadata) -> io::Result<()> {
         let now = Seen::of(meta);
         let same = match self.purpose {
@@ -192,6 +200,7 @@ mod tests {
         std::fs::rename(folder.path().join("other"), &path).unwrap();
         // What is open is still the old one.
         assert_eq!(read(&kept).unwrap(), 7);
+        assert_eq!(kept.unchanged().unwrap_err().raw_os_error(), Some(Errno::STALE.raw_os_error()));
         close(&kept);
         assert_eq!(read(&kept).unwrap_err().raw_os_error(), Some(Errno::STALE.raw_os_error()));
     }

@@ -121,6 +121,14 @@ impl ByteSource {
         self.file.identity()
     }
 
+    /// Makes sure that the file is what it was when it was opened, as far as its length and its times tell.
+    ///
+    /// # Errors
+    /// `E-004`.
+    pub(crate) fn unchanged(&self, path: &Path) -> Result<()> {
+        self.file.unchanged().map_err(|_| changed(path))
+    }
+
     /// Fills `buf` from byte `offset` on. Loops over short reads and interruptions.
     ///
     /// # Errors

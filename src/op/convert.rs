@@ -100,6 +100,7 @@ pub fn convert(adapter: &Adapter, output: &Path, options: &ConvertOptions<'_>, p
         losses.extend(lost.iter().map(Note::from));
         staging.write("adapter_config.json", config.as_bytes())?;
     }
+    adapter.unchanged()?;
     go_on()?;
     staging.sync()?;
     staging.publish(Durability::Synced)?;

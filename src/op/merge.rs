@@ -263,6 +263,7 @@ fn write_into(work: &Work, jobs: &[Job<'_>], options: &MergeOptions, progress: &
         staging.sync()?;
     }
     jobs.iter().try_for_each(|job| reread(&job.understood.plan, staging, &job.within, &options.limits))?;
+    plans.iter().try_for_each(|plan| plan.unchanged())?;
     if progress.cancelled() {
         return Err(exec::interrupted());
     }

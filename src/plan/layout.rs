@@ -2,6 +2,7 @@
 //! [`Change`]: a tensor computed from an origin and the contributions of the adapters.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::bind::{Binding, Ignored};
 use super::options::{BindOptions, Weighted};
@@ -15,7 +16,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Diagnostic, Error, Result};
 use crate::limits::Limits;
 use crate::rules;
-use crate::tensor::{Dtype, TensorInfo};
+use crate::tensor::{Dtype, TensorInfo, TensorSource};
 
 /// Where the values of a tensor come from before anything is added.
 #[derive(Debug, Clone)]
@@ -98,6 +99,27 @@ pub struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
+    /// Makes sure that the files that were read are what they were when they were opened.
+    ///
+    /// # Errors
+    /// `E-004`.
+    pub(crate) fn unchanged(&self) -> Result<()> {
+        let of_panel = |panel: &Panel<'a>| match *panel {
+            Panel::Direct(factor) | Panel::Transposed(factor) => Some(factor),
+            Panel::One => None,
+        };
+        let panels =
+            self.changes().flat_map(|change| &change.contributions).flat_map(|c| [of_panel(&c.left), of_panel(&c.right)]);
+        let whole = self.changes().map(|change| match change.origin {
+            Origin::Adapter(factor) => Some(factor),
+            Origin::Base { .. } => None,
+        });
+        let mut sources: Vec<_> = panels.chain(whole).flatten().map(Factor::source).collect();
+        sources.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        self.base.unchanged()?;
+        sources.into_iter().try_for_each(|source| source.unchanged())
+    }
+
     /// Binds all adapters to the base and lays out the output.
     ///
     /// # Errors

@@ -42,6 +42,14 @@ pub trait TensorSource: Send + Sync {
     /// # Panics
     /// May panic if the tensor does not exist; callers hold names that [`info`](Self::info) confirmed.
     fn read(&self, name: &str, offset: u64, buf: &mut [u8]) -> Result<()>;
+
+    /// Makes sure that what was read is still there, as far as the source can tell. Memory does not change.
+    ///
+    /// # Errors
+    /// `E-004` if a file was changed, replaced or removed since it was opened.
+    fn unchanged(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Bytes that [`pieces`] reads at a time. A multiple of the size of every value.

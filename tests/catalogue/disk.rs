@@ -4,6 +4,7 @@
 
 use std::ffi::OsStr;
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
@@ -13,8 +14,8 @@ use loratool::Error;
 
 use crate::bytes::{floats, safetensors};
 use crate::runs::{
-    IN_PLACE, MERGE, as_anyone, done, holes, in_place_watched, loratool, meanwhile, merged, mounted, output, refused, run, shell,
-    skip, small_disk,
+    IN_PLACE, MERGE, as_anyone, done, holes, in_place_watched, loratool, meanwhile, merge_watched, merged, mounted, output,
+    refused, run, shell, skip, small_disk,
 };
 use crate::scene::{A, B, FACTORS, MODEL, NORM, Scene, WEIGHT, factors, norm, weight};
 
@@ -415,6 +416,54 @@ fn f20_a_base_that_was_edited_before_the_recovery_is_not_merged_over() {
         file.write_all_at(&good, at).unwrap();
     }
     recovers(&scene);
+}
+
+/// The base changes when the first bytes of the output are written.
+fn changed(act: impl Fn(&Path) + Sync) -> Error {
+    let scene = holes(512, 512, &[("pad", "F32", [512, 512])]);
+    let base = scene.at(MODEL);
+    File::options().write(true).open(&base).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    let entries = count(scene.path());
+    let error = merge_watched(&scene, |_| {}, &meanwhile(|| act(&base))).unwrap_err();
+    assert_eq!(count(scene.path()), entries, "something is left: {error}");
+    error
+}
+
+type Act<'a> = &'a (dyn Fn(&Path) + Sync);
+
+#[test]
+fn f21_a_base_that_changes_meanwhile_is_an_error() {
+    let open = |path: &Path| File::options().append(true).open(path).unwrap();
+    let cases: [(&str, Act<'_>); 5] = [
+        ("truncated", &|path| open(path).set_len(1 << 10).unwrap()),
+        ("appended to", &|path| open(path).write_all(b"more").unwrap()),
+        ("edited", &|path| File::options().write(true).open(path).unwrap().write_all_at(b"x", 1 << 19).unwrap()),
+        ("replaced", &|path| {
+            fs::write(path.with_extension("new"), fs::read(path).unwrap()).unwrap();
+            fs::rename(path.with_extension("new"), path).unwrap();
+        }),
+        ("removed", &|path| fs::remove_file(path).unwrap()),
+    ];
+    for (what, act) in cases {
+        let error = changed(act);
+        assert_eq!((error.class().exit_code(), error.diagnostics()[0].rule().id), (6, "E-004"), "{what}: {error}");
+        assert!(error.to_string().contains("model.safetensors"), "{what}: {error}");
+    }
+}
+
+#[test]
+fn f21_an_adapter_that_changes_meanwhile_is_an_error() {
+    let scene = Scene::sound();
+    let adapter = scene.at(FACTORS);
+    File::options().write(true).open(&adapter).unwrap().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+    let edit = || {
+        let mut bytes = Vec::new();
+        File::open(&adapter).unwrap().read_to_end(&mut bytes).unwrap();
+        File::options().write(true).open(&adapter).unwrap().write_all_at(&bytes[..8], 0).unwrap();
+    };
+    let error = merge_watched(&scene, |_| {}, &meanwhile(edit)).unwrap_err();
+    assert_eq!((error.class().exit_code(), error.diagnostics()[0].rule().id), (6, "E-004"), "{error}");
+    assert_eq!(count(scene.path()), 2);
 }
 
 /// A link to the base, or another name of it, would change with it.

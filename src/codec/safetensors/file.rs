@@ -101,4 +101,8 @@ impl TensorSource for SafetensorsFile {
             _ => Err(outside()),
         }
     }
+
+    fn unchanged(&self) -> Result<()> {
+        self.source.unchanged(&self.path)
+    }
 }

@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Checkpoint, Shard};
 use crate::error::{Diagnostic, Error, Result};
-use crate::io::{ContentRoot, structure_digest, tensor_digest};
+use crate::io::{ContentRoot, on_threads, structure_digest, tensor_digest};
 use crate::rules;
 use crate::tensor::{TensorSource, pieces};
 
@@ -28,7 +28,8 @@ impl Checkpoint {
     /// # Errors
     /// `E-001` if a tensor is not there or cannot be read, `E-004` if its file became shorter.
     pub fn content_root(&self, names: &[&str]) -> Result<String> {
-        let digests: Vec<_> = names.par_iter().map(|name| self.tensor_digest(name)).collect::<Result<_>>()?;
+        let digest = || names.par_iter().map(|name| self.tensor_digest(name)).collect::<Result<_>>();
+        let digests: Vec<_> = on_threads(0, digest)?;
         let mut root = ContentRoot::default();
         for (name, digest) in names.iter().zip(digests) {
             root.insert(name, digest);
@@ -53,7 +54,8 @@ impl Checkpoint {
     /// # Errors
     /// Every broken `K-012`; `E-001`, `E-004` if a shard cannot be read.
     pub fn verify_blobs(&self) -> Result<()> {
-        let found: Vec<_> = self.shards().par_iter().map(Shard::verify_blob).collect::<Result<_>>()?;
+        let verify = || self.shards().par_iter().map(Shard::verify_blob).collect::<Result<_>>();
+        let found: Vec<_> = on_threads(0, verify)?;
         Error::check(found.into_iter().flatten().collect())
     }
 }

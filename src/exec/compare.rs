@@ -73,13 +73,9 @@ pub(super) struct Scratch {
     own: Vec<u8>,
 }
 
-/// Runs `work` on as many threads as the options say, or on this one where threads cannot be had.
+/// Runs `work` on as many threads as the options say.
 pub(crate) fn on_threads<T: Send>(options: &ExecOptions, work: impl FnOnce() -> T + Send) -> T {
-    let threads = options.threads.map_or(0, |n| n.get().min(256));
-    match rayon::ThreadPoolBuilder::new().num_threads(threads).build() {
-        Ok(pool) => pool.install(work),
-        Err(_) => work(),
-    }
+    crate::io::on_threads(options.threads.map_or(0, |n| n.get().min(256)), work)
 }
 
 impl Comparison<'_, '_> {

@@ -9,6 +9,7 @@ mod map;
 mod publish;
 mod shelf;
 mod source;
+mod threads;
 
 pub(crate) use digest::{ContentRoot, TensorHash, structure_digest, tensor_digest};
 pub(crate) use exclusive::{Exclusive, journal_of, pending, refuse_pending};
@@ -17,3 +18,4 @@ pub(crate) use publish::{OutputKind, Staging, check_output, free_space, parent_o
 pub(crate) use shelf::{Kept, most_threads};
 pub use source::ReadMode;
 pub(crate) use source::{ByteSource, open, read_error, read_small};
+pub(crate) use threads::on_threads;

@@ -122,6 +122,22 @@ fn r07_any_number_of_threads_writes_the_same_bytes() {
 }
 
 #[test]
+fn r07_every_verb_does_without_threads() {
+    let scene = Scene::sound();
+    run(loratool(&scene, MERGE)).says(0, &[]);
+    for args in [
+        &["verify", "out", "--base", "base", "-a", "adapter"][..],
+        &["unmerge", "out", "-a", "adapter", "-o", "back"],
+        &["convert", "adapter", "--to", "container", "--base", "base", "-o", "container"],
+        &["validate", "base", "--values"],
+        &["inspect", "adapter", "--norms"],
+        IN_PLACE,
+    ] {
+        run(shell(&scene, NO_THREADS, args, "")).says(0, &[]);
+    }
+}
+
+#[test]
 fn r08_a_small_stack_is_enough() {
     for small in ["ulimit -s 8192;", "ulimit -s 512; export RUST_MIN_STACK=524288;"] {
         let scene = holes(256, 256, &[]);

@@ -14,7 +14,12 @@ const MOST_THREADS: usize = 256;
 
 /// No more threads than work or than files may be open, and never so many that starting them is the work.
 pub(super) fn threads(options: &ExecOptions, tasks: usize) -> usize {
-    options.threads.or(std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get).min(tasks).clamp(1, MOST_THREADS.min(most_threads()))
+    options
+        .threads
+        .or(std::thread::available_parallelism().ok())
+        .map_or(1, NonZeroUsize::get)
+        .min(tasks)
+        .clamp(1, MOST_THREADS.min(most_threads()))
 }
 
 /// What a run needs beside its tiles.
@@ -42,25 +47,37 @@ pub(crate) fn memory(plans: &[&Plan<'_>], options: &ExecOptions, needs: Needs) -
 /// Tiles are not made smaller than this to save memory: the factors' panels then take more than they do.
 const SMALLEST_TILE: usize = 1 << 14;
 
-/// The options with tiles and threads that fit into the memory that they allow.
+/// What a thread takes beside its buffers: its stack, most of all.
+const THREAD: u64 = 2 << 20;
+
+/// The options with tiles and threads that fit into the memory that they allow, and that the process can have.
 ///
 /// # Errors
 /// `E-008` if one thread with small tiles takes more.
 pub(crate) fn fitted(plans: &[&Plan<'_>], options: &ExecOptions, needs: Needs) -> Result<ExecOptions> {
     let mut fitted = options.clone();
-    let Some(limit) = options.memory else { return Ok(fitted) };
+    let limit = options.memory.unwrap_or(u64::MAX);
     loop {
         let needed = memory(plans, &fitted, needs);
         let threads = threads(&fitted, usize::MAX);
-        if needed <= limit {
+        let allowed = needed <= limit;
+        if allowed && can_be_had(needed + threads as u64 * THREAD) {
             return Ok(fitted);
         } else if fitted.tile_bytes > SMALLEST_TILE {
             fitted.tile_bytes /= 2;
         } else if threads > 1 {
             fitted.threads = NonZeroUsize::new(threads / 2);
-        } else {
+        } else if !allowed {
             let message = format!("the buffers take {needed} bytes at least, and {limit} are allowed");
             return Err(Error::new(rules::MEMORY, message).help("allow more with --memory"));
+        } else {
+            let message = format!("the buffers take {needed} bytes at least, and the system does not give them");
+            return Err(Error::new(rules::MEMORY, message).help("raise the limits on memory (ulimit -d, ulimit -v)"));
         }
     }
+}
+
+/// Asks the system. A buffer that cannot be had later would end the process in the middle of its work.
+fn can_be_had(bytes: u64) -> bool {
+    usize::try_from(bytes).is_ok_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok())
 }

@@ -60,12 +60,49 @@ fn of_small_tensors(count: usize) -> Scene {
     Scene::sound().with("small.safetensors", file(header, &vec![0; count]))
 }
 
+/// A run under limits on memory either works or says so, and is never killed. How many worked.
+fn works_or_says_so(scene: &Scene, limit: &str, kibibytes: &[u64], args: &[&str], words: &[&str]) -> usize {
+    let under = |kib: &u64| {
+        let ended = run(shell(scene, &format!("ulimit {limit} {kib};"), args, ""));
+        if ended.code != Some(0) {
+            ended.says(7, &[&["E-008", "ulimit -d"], words].concat());
+            assert!(!scene.at("out").exists() && fs::read_dir(scene.path()).unwrap().count() <= 3, "something is left");
+        }
+        let _ = fs::remove_dir_all(scene.at("out"));
+        ended.code == Some(0)
+    };
+    kibibytes.iter().filter(|kib| under(kib)).count()
+}
+
 #[test]
 fn r02_the_worst_header_takes_memory_by_its_length() {
     let scene = of_small_tensors(50_000);
     let header = fs::metadata(scene.at("small.safetensors")).unwrap().len();
     let most = anonymous(loratool(&scene, &["validate", "small.safetensors"]));
     assert!(most < (64 << 20) + 20 * header, "{most} bytes for a header of {header}");
+}
+
+#[test]
+fn r03_less_memory_than_buffers_take_is_refused_before_writing() {
+    let scene = holes(1024, 1024, &[]);
+    let worked =
+        works_or_says_so(&scene, "-d", &[1500, 2000, 2500, 3000, 4000, 6000, 8000, 16000, 64000], MERGE, &["the buffers take"]);
+    assert!((3..9).contains(&worked), "{worked} of 9 worked");
+    refused(&scene, shell(&scene, "ulimit -d 8000;", IN_PLACE, ""), 7, &["E-008", "the buffers take", "ulimit -d"]);
+    refused(&scene, loratool(&scene, &[MERGE, &["--memory", "1KiB"]].concat()), 7, &["E-008", "allow more with --memory"]);
+}
+
+#[test]
+fn r04_less_memory_than_a_header_takes_is_refused() {
+    let scene = of_small_tensors(50_000);
+    let worked = works_or_says_so(
+        &scene,
+        "-d",
+        &[4000, 8000, 16000, 32000, 48000, 64000, 256_000],
+        &["validate", "small.safetensors"],
+        &["header of"],
+    );
+    assert!((1..7).contains(&worked), "{worked} of 7 worked");
 }
 
 #[test]

@@ -186,7 +186,8 @@ fn check(base: &Checkpoint, adapters: &[Weighted<'_>], output: &Path, kind: Outp
 
 /// The space on the disk, and the memory.
 fn measure(jobs: &mut [Job<'_>], output: &Path, options: &MergeOptions) -> Result<()> {
-    let needed = jobs.iter().map(|job| job.understood.plan.bytes()).fold(0, u64::saturating_add);
+    let of = |job: &Job<'_>| job.understood.plan.bytes().saturating_add(beside(job.understood.plan.base));
+    let needed = jobs.iter().map(of).fold(0, u64::saturating_add);
     if let Some(free) = free_space(output).filter(|&free| free < needed) {
         let message = format!("the output needs {} but {} are free", plural(needed, "byte"), count(free));
         return Err(Error::new(rules::SPACE, message).file(output).help("free some space, or write elsewhere"));
@@ -196,6 +197,12 @@ fn measure(jobs: &mut [Job<'_>], output: &Path, options: &MergeOptions) -> Resul
         report.memory = exec::memory(&[plan], &exec::fitted(&[plan], &options.exec, needs(options))?, needs(options));
     }
     Ok(())
+}
+
+/// Bytes of the files that are copied with the weights.
+fn beside(base: &Checkpoint) -> u64 {
+    let copied = base.companions().iter().filter(|companion| companion.copy);
+    copied.filter_map(|c| Some(base.path().join(&c.relative).metadata().ok()?.len())).fold(0, u64::saturating_add)
 }
 
 fn needs(options: &MergeOptions) -> Needs {

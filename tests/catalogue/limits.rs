@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 
 use crate::bytes::{file, raw};
-use crate::runs::{IN_PLACE, MERGE, done, holes, loratool, refused, run, shards, shell, skip, zeros};
+use crate::runs::{IN_PLACE, MERGE, done, holes, loratool, refused, run, shards, shell, skip, small_disk, zeros};
 use crate::scene::{MODEL, Scene, WEIGHT};
 
 /// More than any memory here: 20 GiB.
@@ -200,6 +200,13 @@ fn r09_less_space_than_the_weights_take_is_refused_before_writing() {
     let ended = run(loratool(&scene, MERGE));
     ended.says(6, &["E-003", "the output needs 8,796,093,0", "are free", "free some space", "out"]);
     assert_eq!(fs::read_dir(scene.path()).unwrap().count(), before);
+}
+
+#[test]
+fn r09_what_lies_beside_the_weights_takes_space_too() {
+    let scene = Scene::sound().with("base/tokenizer.json", vec![b' '; 2 << 20]);
+    let Some(_disk) = small_disk(&scene, "disk", "size=1m") else { return };
+    refused(&scene, loratool(&scene, &["merge", "base", "-a", "adapter", "-o", "disk/out"]), 6, &["E-003", "2,097,", "are free"]);
 }
 
 /// One row, one column, and nothing else to split. That 2³¹ values are split alike is a test of `exec/tasks.rs`.

@@ -3,7 +3,8 @@
 //! here does nothing, and the compiler removes it.
 //!
 //! - `LORATOOL_FAULT=N:WHAT`: WHAT is an errno; `short` (half is transferred); `kill` (the process ends before the call); `tear` (before
-//!   the next one, after half of this one); with `:from` after it, it happens to every call from N on.
+//!   the next one, after half of this one); `int`, `term` or `hup` (that signal comes before the call); with `:from` after it, it happens
+//!   to every call from N on.
 //! - `LORATOOL_FAULT_TRACE=FILE`: a line for every call, and one for every change of the disk that it made.
 
 use std::fs::{File, OpenOptions};
@@ -13,12 +14,15 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use rustix::process::{Signal, getpid, kill_process};
+
 #[derive(Debug, Clone, Copy)]
 enum What {
     Errno(i32),
     Short,
     Kill,
     Tear,
+    Signal(Signal),
 }
 
 struct Schedule {
@@ -38,6 +42,9 @@ fn schedule() -> &'static Schedule {
                 "short" => What::Short,
                 "kill" => What::Kill,
                 "tear" => What::Tear,
+                "int" => What::Signal(Signal::INT),
+                "term" => What::Signal(Signal::TERM),
+                "hup" => What::Signal(Signal::HUP),
                 errno => What::Errno(errno.parse().ok()?),
             };
             Some((call, what, parts.next() == Some("from")))
@@ -67,6 +74,7 @@ pub(super) fn allow(call: &str, len: usize) -> io::Result<usize> {
             What::Errno(errno) => Err(io::Error::from_raw_os_error(errno)),
             What::Short => Ok(len.div_ceil(2)),
             What::Kill => std::process::abort(),
+            What::Signal(signal) => kill_process(getpid(), signal).map(|()| len).map_err(io::Error::from),
             What::Tear => {
                 schedule.torn.store(true, Ordering::SeqCst);
                 Ok(len.div_ceil(2))

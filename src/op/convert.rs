@@ -100,9 +100,9 @@ pub fn convert(adapter: &Adapter, output: &Path, options: &ConvertOptions<'_>, p
         losses.extend(lost.iter().map(Note::from));
         staging.write("adapter_config.json", config.as_bytes())?;
     }
+    staging.sync()?;
     adapter.unchanged()?;
     go_on()?;
-    staging.sync()?;
     staging.publish(Durability::Synced)?;
     Ok(ConvertReport {
         input: adapter.label().to_owned(),

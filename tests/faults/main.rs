@@ -5,4 +5,5 @@ mod disk;
 mod errors;
 mod kills;
 mod power;
+mod rows;
 mod scene;

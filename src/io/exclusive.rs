@@ -99,6 +99,14 @@ impl Exclusive {
     }
 }
 
+impl Drop for Exclusive {
+    /// A child that another thread of this process has just forked shares the lock until it runs its program, so closing the file does
+    /// not give it back at once.
+    fn drop(&mut self) {
+        let _ = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+    }
+}
+
 /// 40 or 64 hexadecimal digits: how the caches of the Hub name files.
 fn is_blob_name(path: &Path) -> bool {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
@@ -134,4 +142,23 @@ pub(crate) fn pending(journal: &Path) -> Error {
     Error::new(rules::PENDING, "a merge into this checkpoint was interrupted, or is going on")
         .file(journal)
         .help(format!("if none is going on, complete it: loratool recover {}", checkpoint.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The copy of the descriptor is what a child has between `fork` and `exec`.
+    #[test]
+    fn a_lock_is_given_back_even_if_a_child_has_a_copy_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "").unwrap();
+        let held = Exclusive::open(&path).unwrap();
+        let copy = held.file.try_clone().unwrap();
+        assert_eq!(Exclusive::open(&path).unwrap_err().class(), crate::error::Class::Busy);
+        drop(held);
+        Exclusive::open(&path).unwrap();
+        drop(copy);
+    }
 }

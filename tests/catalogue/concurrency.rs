@@ -143,7 +143,7 @@ fn c05_a_lock_is_gone_with_its_holder() {
     let held = File::options().write(true).open(scene.at(MODEL)).unwrap();
     flock(&held, FlockOperation::LockExclusive).unwrap();
     refused(&scene, loratool(&scene, IN_PLACE), 8, &["another program is merging into this file", "wait for it to finish"]);
-    drop(held);
+    flock(&held, FlockOperation::Unlock).unwrap();
     // A holder that is killed.
     let mut holder = Command::new("flock");
     let Ok(mut holder) = holder.args(["--no-fork", scene.at(MODEL).to_str().unwrap(), "sleep", "1000"]).spawn() else {

@@ -162,7 +162,7 @@ fn f08_a_full_or_closed_stdout_is_an_error_or_quiet() {
 fn f09_a_name_that_cannot_be_given_leaves_nothing() {
     let scene = Scene::sound();
     let Some(_disk) = small_disk(&scene, "out", "size=1m") else { return };
-    let scene = scene.with("out/old.safetensors", "kept");
+    fs::write(scene.at("out/old.safetensors"), "kept").unwrap();
     refused(&scene, loratool(&scene, &over("out")), 6, &["out", "E-002", "help: "]);
 }
 

@@ -186,6 +186,15 @@ fn a_ledger_that_was_cut_counts_as_far_as_it_goes() {
     }
 }
 
+/// What fails again the next time is nothing to go on with.
+#[test]
+fn a_merge_that_cannot_be_leaves_nothing() {
+    let scene = Scene::new();
+    let error = scene.run(1e7, |o| o.output.dtype = Some(loratool::Dtype::F16), &()).unwrap_err();
+    assert_eq!(error.class().exit_code(), 5, "{error}");
+    assert!(scene.leftovers().is_empty() && !scene.out().exists());
+}
+
 #[test]
 fn interrupted_again_it_still_goes_on() {
     let scene = Scene::new();

@@ -201,6 +201,14 @@ fn format_between(ground: &dyn Ground, stored: Float, to: Float) -> Float {
     if stored == to && ground.rounding() == Rounding::Nearest { to } else { Float::F64 }
 }
 
+/// Are the values of the base widened to F64 before the kernel gets them?
+pub(super) fn is_widened(ground: &dyn Ground, change: &Change<'_>) -> bool {
+    match (float_of(origin_info(change).dtype), float_of(change.info.dtype)) {
+        (Some(stored), Some(to)) => format_between(ground, stored, to) != stored,
+        _ => false,
+    }
+}
+
 /// Is f32 enough for all factors?
 fn is_single(change: &Change<'_>) -> bool {
     let single = |panel: &Panel<'_>| match panel {

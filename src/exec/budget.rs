@@ -2,6 +2,7 @@
 
 use std::num::NonZeroUsize;
 
+use super::block::is_widened;
 use super::run::ExecOptions;
 use super::tasks::{rank, size_of_value, tiles};
 use crate::error::{Error, Result};
@@ -31,17 +32,20 @@ pub(crate) struct Needs {
     pub(crate) whole_rows: bool,
 }
 
-/// Bytes that the buffers of all threads take at most: tile, result, its widened form, the panels of the largest change, and what is held.
+/// Bytes that the buffers of all threads take at most: tile, result, the tile's widened forms if there are any, the panels of the largest
+/// change, and what is held.
 pub(crate) fn memory(plans: &[&Plan<'_>], options: &ExecOptions, needs: Needs) -> u64 {
     let threads = threads(options, usize::MAX) as u64;
     let tile = options.tile_bytes.max(64) as u64;
-    let of = |change: &Change<'_>| {
+    let of = |plan: &Plan<'_>, change: &Change<'_>| {
         let Some((rows, cols)) = tiles(change, rank(change), tile, needs.whole_rows).into_iter().next() else { return 0 };
         let (rows, cols) = (rows.end - rows.start, cols.end - cols.start);
         let panels: u64 = change.contributions.iter().map(|c| 3 * 8 * c.rank * (rows + cols)).sum();
-        rows * cols * (2 * size_of_value(change) + 8) + panels
+        let base = if is_widened(plan, change) { 16 } else { size_of_value(change) };
+        rows * cols * (base + size_of_value(change)) + panels
     };
-    threads * (plans.iter().flat_map(|plan| plan.changes()).map(of).max().unwrap_or(0).max(tile) + needs.held)
+    let most = plans.iter().flat_map(|plan| plan.changes().map(|change| of(plan, change))).max();
+    threads * (most.unwrap_or(0).max(tile) + needs.held)
 }
 
 /// Tiles are not made smaller than this to save memory: the factors' panels then take more than they do.

@@ -36,7 +36,7 @@ pub(super) struct Found {
     sums: Vec<OnceLock<Sums>>,
     /// By batch.
     digests: Vec<OnceLock<String>>,
-    /// Batches that are left to do, by output.
+    /// Tasks that are left to do, by output.
     left: Vec<AtomicUsize>,
 }
 
@@ -60,7 +60,7 @@ impl Crew<'_, '_, '_> {
     pub(super) fn run(&self, threads: usize, durability: Durability) -> Result<()> {
         let (written, done) = (AtomicU64::new(0), AtomicBool::new(false));
         let bytes = self.outputs.iter().map(|output| output.shard.len).fold(0, u64::saturating_add);
-        let flushes = durability == Durability::Synced && (bytes > FLUSH || self.ledger.is_some());
+        let flushes = durability == Durability::Synced && bytes > FLUSH;
         std::thread::scope(|scope| {
             let flusher =
                 flushes.then(|| std::thread::Builder::new().spawn_scoped(scope, || self.flush(&written, &done)).ok()).flatten();
@@ -97,16 +97,7 @@ impl Crew<'_, '_, '_> {
     /// system tells it once (`fsync(2)`), and the later call would succeed.
     fn flush(&self, written: &AtomicU64, done: &AtomicBool) -> Result<()> {
         let mut flushed = 0;
-        let mut told = vec![false; self.outputs.len()];
         while !done.load(Ordering::SeqCst) {
-            for (index, output) in self.outputs.iter().enumerate() {
-                let Some(ledger) = self.ledger.filter(|_| !told[index] && output.done.is_none()) else { continue };
-                if self.found.left[index].load(Ordering::Acquire) == 0 {
-                    told[index] = true;
-                    output.file.with(disk::sync).map_err(|e| write_error(&output.path, e))?;
-                    ledger.finished(index, &self.finished(index))?;
-                }
-            }
             let written = written.load(Ordering::Relaxed);
             if written < flushed + FLUSH {
                 std::thread::park_timeout(std::time::Duration::from_millis(10));
@@ -118,6 +109,13 @@ impl Crew<'_, '_, '_> {
             flushed = written;
         }
         Ok(())
+    }
+
+    /// A file is complete: once it is on disk, the ledger gets to know it.
+    fn tell(&self, index: usize) -> Result<()> {
+        let (Some(ledger), output) = (self.ledger, &self.outputs[index]) else { return Ok(()) };
+        output.file.with(disk::sync).map_err(|e| write_error(&output.path, e))?;
+        ledger.finished(index, &self.finished(index))
     }
 
     /// What was found out while output number `index` was written.
@@ -161,7 +159,11 @@ impl Crew<'_, '_, '_> {
             _ = self.found.digests[index].set(hash.finish());
         }
         for at in batch.tasks.clone() {
-            self.found.left[self.schedule.tasks[at].output].fetch_sub(1, Ordering::Release);
+            let output = self.schedule.tasks[at].output;
+            // Acquires what the other threads have found out of this file.
+            if self.found.left[output].fetch_sub(1, Ordering::AcqRel) == 1 {
+                self.tell(output)?;
+            }
         }
         Ok(written)
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::budget::threads;
 use super::crew::{Crew, Found};
-use super::tasks::schedule;
+use super::tasks::{Task, schedule};
 use crate::error::{Error, Result};
 use crate::io::{Durability, Kept, disk, write_error};
 use crate::kernel::{Isa, Sums};
@@ -114,6 +114,7 @@ pub(crate) fn run<'p, 'a>(
         output.file.with(|file| prepare(file, output.shard)).map_err(|e| write_error(&output.path, e))?;
     }
     let schedule = schedule(plans, outputs, options.tile_bytes.max(64), keeping.digests);
+    progress.expect(schedule.tasks.iter().map(Task::bytes).sum());
     let isa = if options.portable { Isa::Portable } else { Isa::best() };
     let found = Found::new(outputs, &schedule);
     let crew = Crew { plans, isa, outputs, schedule: &schedule, progress, ledger: keeping.ledger, found };

@@ -24,6 +24,16 @@ pub(super) struct Task<'p, 'a> {
     pub(super) work: Work<'p, 'a>,
 }
 
+impl Task<'_, '_> {
+    /// Bytes that it writes.
+    pub(super) fn bytes(&self) -> u64 {
+        match &self.work {
+            Work::Copy(range) => range.len,
+            Work::Tile(change, _, rows, cols) => (rows.end - rows.start) * (cols.end - cols.start) * size_of_value(change),
+        }
+    }
+}
+
 /// Tasks that one thread does, one after the other.
 pub(super) struct Batch<'p> {
     pub(super) tasks: Range<usize>,

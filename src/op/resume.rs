@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::lineage::Step;
 use super::merge::MergeOptions;
-use crate::error::{Error, Result};
+use crate::error::{Class, Error, Result};
 use crate::exec::{Finished, Ledger, sha256};
 use crate::io::{OutputKind, Staging, disk, parent_of, write_error};
 use crate::kernel::{Narrower, Sums};
@@ -62,7 +62,7 @@ pub(super) fn fingerprint<'m, 'a: 'm>(
         for shard in plan.base.shards() {
             let path = shard.file.path();
             let meta = fs::metadata(path).map_err(|e| crate::io::read_error(path, e))?;
-            text.push_str(&format!("{:?} {} {:?}\n", shard.file_name, meta.len(), (meta.mtime(), meta.mtime_nsec(), meta.ino())));
+            text.push_str(&format!("{:?} {} {:?}\n", shard.file_name, meta.len(), (meta.mtime(), meta.mtime_nsec())));
         }
         for shard in &plan.shards {
             text.push_str(&format!("{:?} {}\n", shard.file_name, shard.len));
@@ -113,9 +113,10 @@ impl Work {
         self.ledger.as_ref().map(|ledger| ledger as &dyn Ledger)
     }
 
-    /// The end of a run that failed: what is complete stays if that was asked for.
+    /// The end of a run that failed: what is complete stays if that was asked for, and if the next run may get further.
     pub(super) fn fail(mut self, error: Error, options: &MergeOptions) -> Error {
-        match self.ledger.as_mut().filter(|_| options.resume) {
+        let passes = matches!(error.class(), Class::Interrupted | Class::Io | Class::Limit);
+        match self.ledger.as_mut().filter(|_| options.resume && passes) {
             None => error,
             Some(ledger) => {
                 ledger.keep = true;

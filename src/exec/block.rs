@@ -63,6 +63,8 @@ pub(super) struct Scratch {
     /// Several results that lie next to each other.
     pub(super) window: Vec<u8>,
     wide: Vec<f64>,
+    /// What the block starts from, as F64, where the kernel wants it so.
+    widened: Vec<u8>,
     raw: Vec<u8>,
     lefts: Vec<Vec<f64>>,
     single: Rights<f32>,
@@ -175,12 +177,10 @@ pub(super) fn compute_values(
     let stored = read_origin(ground, change, &rows, &cols, total, scratch)?;
     let from = format_between(ground, stored, to);
     if from != stored {
-        scratch.share(scratch.shared != Shared::No);
-        scratch.wide.clear();
         scratch.wide.resize(count, 0.0);
         stored.widen(&scratch.base, &mut scratch.wide);
-        scratch.base.resize(count * 8, 0);
-        Float::F64.narrow(&scratch.wide, &mut scratch.base);
+        scratch.widened.resize(count * 8, 0);
+        Float::F64.narrow(&scratch.wide, &mut scratch.widened);
     }
     // Taken out, so that the rest of the scratch can be borrowed beside them, and put back for the next block.
     if is_single(change) {
@@ -259,7 +259,7 @@ fn apply<V: Value>(
         from,
         to,
         rounding,
-        base: &scratch.base,
+        base: if is_widened(ground, change) { &scratch.widened } else { &scratch.base },
         out,
         cols: (cols.end - cols.start) as usize,
         keep_nonfinite: keeps_nonfinite(ground, change),
@@ -322,7 +322,7 @@ fn read_origin(
     let len = ((rows.end - rows.start) * width * size) as usize;
     if let (Shared::Yes(held), Origin::Base { shard, begin, .. }) = (&mut scratch.shared, &change.origin) {
         let wanted = Some((*shard, begin + (rows.start * total + cols.start) * size, len));
-        if *held == wanted && scratch.base.len() == len {
+        if width == total && *held == wanted && scratch.base.len() == len {
             return Ok(float);
         }
         *held = wanted.filter(|_| width == total);
@@ -353,7 +353,7 @@ fn first_nonfinite(
     let from = format_between(ground, plain(origin_info(change).dtype), to);
     let width = (cols.end - cols.start) as usize;
     let (mut base, mut out) = (vec![0.0f64; result.len() / to.size()], vec![0.0f64; result.len() / to.size()]);
-    from.widen(&scratch.base, &mut base);
+    from.widen(if is_widened(ground, change) { &scratch.widened } else { &scratch.base }, &mut base);
     to.widen(result, &mut out);
     let at = out
         .iter()

@@ -41,7 +41,8 @@ pub(crate) fn memory(plans: &[&Plan<'_>], options: &ExecOptions, needs: Needs) -
         let Some((rows, cols)) = tiles(change, rank(change), tile, needs.whole_rows).into_iter().next() else { return 0 };
         let (rows, cols) = (rows.end - rows.start, cols.end - cols.start);
         let panels: u64 = change.contributions.iter().map(|c| 3 * 8 * c.rank * (rows + cols)).sum();
-        let base = if is_widened(plan, change) { 16 } else { size_of_value(change) };
+        // As stored, which is 8 bytes at most, and twice as F64.
+        let base = if is_widened(plan, change) { 24 } else { size_of_value(change) };
         rows * cols * (base + size_of_value(change)) + panels
     };
     let most = plans.iter().flat_map(|plan| plan.changes().map(|change| of(plan, change))).max();

@@ -36,17 +36,21 @@ pub(super) struct Found {
     sums: Vec<OnceLock<Sums>>,
     /// By batch.
     digests: Vec<OnceLock<String>>,
-    /// Tasks that are left to do, by output.
+    /// The tasks of each output.
+    tasks: Vec<Vec<usize>>,
+    /// How many of them are left to do.
     left: Vec<AtomicUsize>,
 }
 
 impl Found {
     pub(super) fn new(outputs: &[Output<'_, '_>], schedule: &Schedule<'_, '_>) -> Found {
-        let left: Vec<AtomicUsize> = outputs.iter().map(|_| AtomicUsize::new(0)).collect();
-        schedule.tasks.iter().for_each(|task| _ = left[task.output].fetch_add(1, Ordering::Relaxed));
+        let mut tasks = vec![Vec::new(); outputs.len()];
+        schedule.tasks.iter().enumerate().for_each(|(at, task)| tasks[task.output].push(at));
+        let left = tasks.iter().map(|tasks| AtomicUsize::new(tasks.len())).collect();
         Found {
             sums: schedule.tasks.iter().map(|_| OnceLock::new()).collect(),
             digests: schedule.batches.iter().map(|_| OnceLock::new()).collect(),
+            tasks,
             left,
         }
     }
@@ -58,15 +62,17 @@ impl Crew<'_, '_, '_> {
     /// # Errors
     /// The first by the order of the schedule; `E-002` if what was written cannot be forced to disk.
     pub(super) fn run(&self, threads: usize, durability: Durability) -> Result<()> {
-        let (written, done) = (AtomicU64::new(0), AtomicBool::new(false));
+        let (written, done, failed) = (AtomicU64::new(0), AtomicBool::new(false), AtomicBool::new(false));
         let bytes = self.outputs.iter().map(|output| output.shard.len).fold(0, u64::saturating_add);
         let flushes = durability == Durability::Synced && bytes > FLUSH;
         std::thread::scope(|scope| {
-            let flusher =
-                flushes.then(|| std::thread::Builder::new().spawn_scoped(scope, || self.flush(&written, &done)).ok()).flatten();
+            let flusher = flushes
+                .then(|| std::thread::Builder::new().spawn_scoped(scope, || self.flush(&written, &done, &failed)).ok())
+                .flatten();
             let end = End(&done);
             let results = each_in_lanes(threads, &self.lanes(), |index, scratch| {
-                if self.progress.cancelled() {
+                // The flusher has the error to report.
+                if self.progress.cancelled() || failed.load(Ordering::Relaxed) {
                     return Err(interrupted());
                 }
                 let bytes = self.batch(index, &self.schedule.batches[index], scratch)?;
@@ -86,16 +92,12 @@ impl Crew<'_, '_, '_> {
     /// A lane for each output; one for all, where the outputs are those of several plans and are written together.
     fn lanes(&self) -> Vec<Range<usize>> {
         let one = self.plans.len() > 1;
-        let output = |batch: &Batch<'_>| match self.schedule.tasks.get(batch.tasks.start) {
-            Some(task) if !one => task.output,
-            _ => 0,
-        };
-        lanes(self.schedule.batches.iter().map(output))
+        lanes(self.schedule.batches.iter().map(|batch| if one { 0 } else { batch.output }))
     }
 
     /// Keeps the disk busy while the others compute, so that little is left to force to it at the end. An error here is final: the
     /// system tells it once (`fsync(2)`), and the later call would succeed.
-    fn flush(&self, written: &AtomicU64, done: &AtomicBool) -> Result<()> {
+    fn flush(&self, written: &AtomicU64, done: &AtomicBool, failed: &AtomicBool) -> Result<()> {
         let mut flushed = 0;
         while !done.load(Ordering::SeqCst) {
             let written = written.load(Ordering::Relaxed);
@@ -103,9 +105,8 @@ impl Crew<'_, '_, '_> {
                 std::thread::park_timeout(std::time::Duration::from_millis(10));
                 continue;
             }
-            for output in self.outputs {
-                output.file.with(disk::sync).map_err(|e| write_error(&output.path, e))?;
-            }
+            let flush = self.outputs.iter().try_for_each(Output::sync);
+            flush.inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
             flushed = written;
         }
         Ok(())
@@ -114,7 +115,9 @@ impl Crew<'_, '_, '_> {
     /// A file is complete: once it is on disk, the ledger gets to know it.
     fn tell(&self, index: usize) -> Result<()> {
         let (Some(ledger), output) = (self.ledger, &self.outputs[index]) else { return Ok(()) };
-        output.file.with(disk::sync).map_err(|e| write_error(&output.path, e))?;
+        output.sync()?;
+        // What was computed from a base that has changed is not to be kept.
+        self.plans[output.plan].unchanged()?;
         ledger.finished(index, &self.finished(index))
     }
 
@@ -125,21 +128,17 @@ impl Crew<'_, '_, '_> {
             return done.clone();
         }
         let mut finished = Finished { sums: vec![Sums::default(); output.shard.changes.len()], digests: BTreeMap::new() };
-        for (task, sums) in self.schedule.tasks.iter().zip(&self.found.sums).filter(|(task, _)| task.output == index) {
-            if let (Work::Tile(_, place, ..), Some(sums)) = (&task.work, sums.get()) {
+        for &at in &self.found.tasks[index] {
+            if let (Work::Tile(_, place, ..), Some(sums)) = (&self.schedule.tasks[at].work, self.found.sums[at].get()) {
                 finished.sums[*place].add(sums);
             }
         }
-        let of_output = |batch: &Batch<'_>| self.schedule.tasks.get(batch.tasks.start).is_some_and(|task| task.output == index);
-        for (batch, digest) in self.schedule.batches.iter().zip(&self.found.digests) {
-            if let (Some(tensor), Some(digest), true) = (batch.digest, digest.get(), of_output(batch)) {
-                finished.digests.insert(tensor.name.clone(), digest.clone());
-            }
-        }
-        // A tensor without values has no task.
-        for batch in self.schedule.batches.iter().filter(|batch| batch.tasks.is_empty()) {
-            if let Some(tensor) = batch.digest.filter(|tensor| output.shard.tensors.iter().any(|t| std::ptr::eq(t, *tensor))) {
-                finished.digests.insert(tensor.name.clone(), tensor_digest(&tensor.info).finish());
+        let batches = self.schedule.batches.iter().zip(&self.found.digests).filter(|(batch, _)| batch.output == index);
+        for (batch, digest) in batches {
+            // A tensor without values has no task.
+            let digest = digest.get().cloned();
+            if let Some(tensor) = batch.digest {
+                finished.digests.insert(tensor.name.clone(), digest.unwrap_or_else(|| tensor_digest(&tensor.info).finish()));
             }
         }
         finished
@@ -223,6 +222,14 @@ impl Drop for End<'_> {
 }
 
 impl Output<'_, '_> {
+    /// Forces what was written to disk.
+    ///
+    /// # Errors
+    /// `E-002`, and then again for good.
+    pub(super) fn sync(&self) -> Result<()> {
+        self.file.sync().map_err(|e| write_error(&self.path, e))
+    }
+
     fn write(&self, bytes: &[u8], at: u64) -> Result<()> {
         self.file.with(|file| disk::write_at(file, bytes, at)).map_err(|e| write_error(&self.path, e).offset(at))
     }

@@ -119,6 +119,10 @@ pub(crate) fn run<'p, 'a>(
     let found = Found::new(outputs, &schedule);
     let crew = Crew { plans, isa, outputs, schedule: &schedule, progress, ledger: keeping.ledger, found };
     crew.run(threads(options, schedule.batches.len()), keeping.durability)?;
+    if keeping.durability == Durability::Synced {
+        // While the descriptors are open that have seen every error: one that is opened later may not hear of it.
+        outputs.iter().try_for_each(Output::sync)?;
+    }
     let mut outcomes: Vec<Outcome> = plans.iter().map(|_| Outcome { sums: Vec::new(), digests: BTreeMap::new() }).collect();
     for (index, output) in outputs.iter().enumerate() {
         let finished = crew.finished(index);

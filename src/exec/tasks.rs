@@ -36,6 +36,8 @@ impl Task<'_, '_> {
 
 /// Tasks that one thread does, one after the other.
 pub(super) struct Batch<'p> {
+    /// Index of the output file of the first of them.
+    pub(super) output: usize,
     pub(super) tasks: Range<usize>,
     /// The tensor that the tasks write, all of it in order, if its digest is wanted.
     pub(super) digest: Option<&'p OutTensor>,
@@ -95,7 +97,7 @@ fn by_tensor<'p, 'a, I: Iterator<Item = Task<'p, 'a>>>(
     batches: &mut Vec<Batch<'p>>,
 ) {
     if let Some(header) = output.shard.header(base) {
-        batches.push(Batch { tasks: tasks.len()..tasks.len() + 1, digest: None });
+        batches.push(Batch { output: index, tasks: tasks.len()..tasks.len() + 1, digest: None });
         tasks.push(Task { output: index, work: Work::Copy(header) });
     }
     let mut changes = output.shard.changes.iter().enumerate();
@@ -105,7 +107,7 @@ fn by_tensor<'p, 'a, I: Iterator<Item = Task<'p, 'a>>>(
             Some(range) => tasks.extend(parts(range, tile_bytes).map(|part| Task { output: index, work: Work::Copy(part) })),
             None => tasks.extend(changes.next().into_iter().flat_map(|(place, change)| of_change(place, change))),
         }
-        batches.push(Batch { tasks: first..tasks.len(), digest: Some(tensor) });
+        batches.push(Batch { output: index, tasks: first..tasks.len(), digest: Some(tensor) });
     }
 }
 
@@ -129,7 +131,7 @@ fn in_batches<'p>(tasks: &[Task<'p, '_>]) -> Vec<Batch<'p>> {
         };
         match batches.last_mut().filter(together) {
             Some(last) => last.tasks.end = at + 1,
-            None => batches.push(Batch { tasks: at..at + 1, digest: None }),
+            None => batches.push(Batch { output: task.output, tasks: at..at + 1, digest: None }),
         }
     }
     batches

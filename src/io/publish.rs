@@ -246,8 +246,8 @@ impl Staging {
     ///
     /// # Errors
     /// `E-002`.
-    pub(crate) fn shelve(&self, file: File, name: impl AsRef<Path>) -> Result<Kept> {
-        Kept::writing(file, &self.path_of(&name)).map_err(|e| write_error(&self.target_of(&name), e))
+    pub(crate) fn shelve(&self, file: File, name: impl AsRef<Path>, durability: Durability) -> Result<Kept> {
+        Kept::writing(file, &self.path_of(&name), durability).map_err(|e| write_error(&self.target_of(&name), e))
     }
 
     /// Writes a small file.

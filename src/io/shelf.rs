@@ -13,6 +13,7 @@ use rustix::io::Errno;
 use rustix::process::{Resource, getrlimit};
 
 use super::disk;
+use super::publish::Durability;
 
 /// What a file is opened for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,8 +31,27 @@ pub(crate) struct Kept {
     slot: Arc<Slot>,
 }
 
-/// The open file, unless its descriptor was needed. Whoever uses it holds the lock for reading, so that it is not closed meanwhile.
-type Slot = RwLock<Option<File>>;
+/// A file that is open, unless its descriptor was needed.
+#[derive(Debug)]
+struct Slot {
+    /// Whoever uses it holds the lock for reading, so that it is not closed meanwhile.
+    file: RwLock<Option<File>>,
+    /// It is forced to disk before it is closed: the system tells of a failed write to the descriptors that are open then, and perhaps to
+    /// no other.
+    durable: bool,
+    /// The errno of the first sync that failed. The system tells it once, and the next sync would succeed.
+    failed: Mutex<Option<i32>>,
+}
+
+impl Slot {
+    fn sync(&self, file: &File) -> io::Result<()> {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(errno) = *failed {
+            return Err(io::Error::from_raw_os_error(errno));
+        }
+        disk::sync(file).inspect_err(|error| *failed = Some(error.raw_os_error().unwrap_or(Errno::IO.raw_os_error())))
+    }
+}
 
 /// The slots with an open file, the one that was opened first in front.
 static OPEN: Mutex<VecDeque<Weak<Slot>>> = Mutex::new(VecDeque::new());
@@ -56,20 +76,25 @@ impl Kept {
     /// # Errors
     /// Those of `fstat(2)`.
     pub(crate) fn reading(file: File, path: &Path) -> io::Result<Self> {
-        Self::new(file, path, Use::Reading)
+        Self::new(file, path, Use::Reading, false)
     }
 
-    /// A file of our own, that is written.
+    /// A file of our own, that is written, and forced to disk before it is closed if it is to be durable.
     ///
     /// # Errors
     /// Those of `fstat(2)`.
-    pub(crate) fn writing(file: File, path: &Path) -> io::Result<Self> {
-        Self::new(file, path, Use::Writing)
+    pub(crate) fn writing(file: File, path: &Path, durability: Durability) -> io::Result<Self> {
+        Self::new(file, path, Use::Writing, durability == Durability::Synced)
     }
 
-    fn new(file: File, path: &Path, purpose: Use) -> io::Result<Self> {
+    fn new(file: File, path: &Path, purpose: Use, durable: bool) -> io::Result<Self> {
         let seen = Seen::of(&file.metadata()?);
-        let kept = Kept { path: path.to_owned(), purpose, seen, slot: Arc::new(RwLock::new(Some(file))) };
+        let kept = Kept {
+            path: path.to_owned(),
+            purpose,
+            seen,
+            slot: Arc::new(Slot { file: RwLock::new(Some(file)), durable, failed: Mutex::new(None) }),
+        };
         kept.enter();
         Ok(kept)
     }
@@ -90,15 +115,23 @@ impl Kept {
     /// Those of `f`; those of `open(2)`, and `ESTALE` if another file has the name by now, or the file has changed.
     pub(crate) fn with<T>(&self, mut f: impl FnMut(&File) -> io::Result<T>) -> io::Result<T> {
         loop {
-            if let Some(file) = &*self.slot.read().unwrap_or_else(PoisonError::into_inner) {
+            if let Some(file) = &*self.slot.file.read().unwrap_or_else(PoisonError::into_inner) {
                 return f(file);
             }
             self.open_again()?;
         }
     }
 
+    /// Forces what was written to disk.
+    ///
+    /// # Errors
+    /// Those of `fsync(2)`, the first of them again and again; those of [`with`](Self::with).
+    pub(crate) fn sync(&self) -> io::Result<()> {
+        self.with(|file| self.slot.sync(file))
+    }
+
     fn open_again(&self) -> io::Result<()> {
-        let mut slot = self.slot.write().unwrap_or_else(PoisonError::into_inner);
+        let mut slot = self.slot.file.write().unwrap_or_else(PoisonError::into_inner);
         if slot.is_some() {
             return Ok(());
         }
@@ -148,8 +181,13 @@ fn make_room() {
         }
         let Some(slot) = open.pop_front() else { return };
         let Some(kept) = slot.upgrade() else { continue };
-        match kept.try_write() {
-            Ok(mut file) => drop(file.take()),
+        match kept.file.try_write() {
+            Ok(mut file) => {
+                if let Some(file) = file.take().filter(|_| kept.durable) {
+                    // A failure is kept, for whoever syncs next.
+                    let _ = kept.sync(&file);
+                }
+            }
             Err(_) => open.push_back(slot),
         };
     }
@@ -184,7 +222,7 @@ mod tests {
 
     /// Closes a file, as if others needed its descriptor.
     fn close(kept: &Kept) {
-        kept.slot.write().unwrap().take();
+        kept.slot.file.write().unwrap().take();
     }
 
     #[test]
@@ -195,7 +233,7 @@ mod tests {
         let kept = Kept::reading(File::open(&path).unwrap(), &path).unwrap();
         close(&kept);
         assert_eq!(read(&kept).unwrap(), 7);
-        assert!(kept.slot.read().unwrap().is_some());
+        assert!(kept.slot.file.read().unwrap().is_some());
         std::fs::write(folder.path().join("other"), [8]).unwrap();
         std::fs::rename(folder.path().join("other"), &path).unwrap();
         // What is open is still the old one.

@@ -289,6 +289,31 @@ mod tests {
         }
     }
 
+    /// Cases that have gone wrong: factors or scales out of the range of f32 whose product is not, and a sum that cancels to just below a
+    /// power of two, where the next tie is on the other side.
+    #[test]
+    fn extreme_factors_and_the_bottom_of_a_binade_have_the_bits_of_f64() {
+        let cases: &[(f32, &[f64], &[f32], f64)] = &[
+            (1.0, &[1e-20f32 as f64], &[1e-20], 1e39),
+            (1.0, &[1e30f32 as f64], &[1e10], 1e-30),
+            (1.0, &[1e-20f32 as f64], &[1e20], 1.0),
+            (-12736.0, &[1.0101631f32 as f64, 1.7993957e-4f32 as f64], &[1.0021061, 3.505422e-4], 12582.353205801576),
+        ];
+        for (w, left, right, scale) in cases {
+            let right: Vec<f32> = right.iter().flat_map(|r| [*r; 32]).collect();
+            let parts = [Part { left, right: &right, rank: left.len(), scale: *scale }];
+            for (isa, float) in Isa::available().into_iter().flat_map(|isa| [Float::BF16, Float::F16].map(|f| (isa, f))) {
+                let mut base = vec![0; 64];
+                float.narrow(&[f64::from(*w); 32], &mut base);
+                let mut out = vec![0; 64];
+                let (cols, rounding) = (32, Rounding::Nearest);
+                let mut tile = Tile { from: float, to: float, base: &base, out: &mut out, cols, keep_nonfinite: false, rounding };
+                update_tile(isa, &mut tile, &parts);
+                assert_eq!(out, oracle(float, &base, 32, &parts), "{isa:?} {float:?} {w} {left:?}");
+            }
+        }
+    }
+
     #[test]
     fn without_updates_a_tile_is_a_copy() {
         for (isa, float) in Isa::available().into_iter().flat_map(|isa| [Float::BF16, Float::F16, Float::F32].map(|f| (isa, f))) {

@@ -18,6 +18,8 @@ use super::vector::Vector;
 const U: f64 = 1.0 / 16_777_216.0;
 /// Beyond these magnitudes of an update, squares or sums might leave the range of f32.
 const RANGE: Range<f64> = 1e-15..1e15;
+/// The same for what an update is a product of. Below, squares that f32 loses would be more than the bound allows for.
+const FACTOR_RANGE: Range<f64> = 1e-12..1e15;
 /// Values of R that are packed at a time: 16 KiB, so that they stay in the L1 cache beside the weights.
 const PACKED: usize = 8192;
 
@@ -104,6 +106,8 @@ fn known<const ROWS: usize>(bounds: &[Option<Bound>; ROWS]) -> Option<[Bound; RO
 struct Bound {
     /// How far the f32 update can be from the one in f64.
     slack: f32,
+    /// Magnitudes up to here are in doubt: another tie is nearer than the one that they are compared with, or the format has fewer bits.
+    low: f32,
 }
 
 /// The bounds of all rows of a tile; `None` for a row whose update is zero or that holds something outside the range that is safe in f32.
@@ -168,6 +172,10 @@ fn bound<F: Half>(row: usize, parts: &[Part<'_, f32>], ceilings: &[f64], largest
             prefixes += product;
         }
         let product = products.last().copied().unwrap_or(0.0);
+        let top = part.rank.checked_sub(1).and_then(|last| ceilings.get(first + last)).copied().unwrap_or(0.0);
+        if square > 0.0 && ![part.scale.abs(), square.sqrt(), top].iter().all(|factor| FACTOR_RANGE.contains(factor)) {
+            return None;
+        }
         // One rounding per product; then two for the scale and one per adapter for the sum. 2⁻¹⁴⁹ for each that may underflow.
         let roundings = U * (prefixes + (parts.len() + 2) as f64 * product) + part.rank as f64 * 2f64.powi(-149);
         error += part.scale.abs() * roundings;
@@ -177,7 +185,12 @@ fn bound<F: Half>(row: usize, parts: &[Part<'_, f32>], ceilings: &[f64], largest
     // 1 % covers the roundings of the norms in f32 and products of roundings, up to a rank of 80,000.
     let top = f64::from(F::LARGEST) - 1.01 * size;
     let fits = RANGE.contains(&size) && first <= 80_000 && <F as Format>::widen(largest) <= top;
-    fits.then_some(Bound { slack: (1.01 * error + 2f64.powi(-148)) as f32 })
+    let slack = 1.01 * error + 2f64.powi(-148);
+    // Within a binade, the ties of the neighbouring intervals are half a step away, and the nearest tie is no farther. At its bottom, the
+    // tie below is a quarter of a step away, which is 2^(DROPPED - 25) of the value: only a value that this is less of than the slack can
+    // lie beyond it. 1 % covers the rounding of the value.
+    let low = (1.01 * slack * 2f64.powi(25 - F::DROPPED as i32)).max(f64::from(F::SMALLEST));
+    fits.then_some(Bound { slack: slack as f32, low: low as f32 })
 }
 
 /// The left factors of some rows: for each group of them and each k its values.
@@ -346,10 +359,7 @@ fn round<F: Half, V: Vector>(w: V, d: V, bound: Bound, totals: &mut Totals<V>) -
     // Might the exact sum round to another value? 2⁻²² covers the rounding of s itself and what is lost in comparing.
     let size = magnitude(s);
     let near = V::add_product(V::splat(bound.slack), size, V::splat(2.0f32.powi(-22)));
-    let mut doubt = V::at_most(magnitude(V::sub(s, F::tie(s))), near);
-    if F::SMALLEST > 0.0 {
-        doubt |= V::at_most(size, V::splat(F::SMALLEST));
-    }
+    let doubt = V::at_most(magnitude(V::sub(s, F::tie(s))), near) | V::at_most(size, V::splat(bound.low));
     totals.base = V::add_product(totals.base, w, w);
     totals.delta = V::add_product(totals.delta, d, d);
     totals.applied = V::add_product(totals.applied, V::sub(m, w), d);

@@ -48,7 +48,21 @@ pub(super) struct Step {
     /// The flags that relaxed a check.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     flags: Vec<String>,
-    counts: Balance,
+    counts: Counts,
+}
+
+/// The balance of a merge, as the record has it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Counts {
+    adapter_tensors: u64,
+    applied: u64,
+    ignored: u64,
+    base_tensors: u64,
+    copied: u64,
+    modified: u64,
+    converted: u64,
+    added: u64,
 }
 
 /// What was merged into.
@@ -94,6 +108,7 @@ impl Step {
     /// # Errors
     /// `E-001`, `E-004` if a header cannot be read.
     pub(super) fn new(plan: &Plan<'_>, adapters: Vec<Merged>, options: &MergeOptions, counts: Balance) -> Result<Step> {
+        let Balance { adapter_tensors, applied, ignored, base_tensors, copied, modified, converted, added } = counts;
         let base = plan.base;
         let mut headers = BTreeMap::new();
         for shard in base.shards() {
@@ -109,7 +124,7 @@ impl Step {
             rounding: name_of(options.output.rounding),
             dtype: options.output.dtype.map(|dtype| dtype.to_string()),
             flags: flags(options),
-            counts,
+            counts: Counts { adapter_tensors, applied, ignored, base_tensors, copied, modified, converted, added },
         })
     }
 }

@@ -7,7 +7,7 @@ use std::slice::from_ref;
 use super::account::{Understood, fill_in, understand};
 use super::companions::{reread, write_companions};
 use super::lineage::{Digests, Merged, RECORD};
-use super::resume::{Work, fingerprint};
+use super::resume::{self, Work, fingerprint};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::exec::{self, ExecOptions, Keeping, Needs, Outcome, Output, Progress};
@@ -156,7 +156,8 @@ fn prepare_each<'a>(
     let (mut jobs, mut names) = (Vec::new(), HashSet::new());
     for weighted in adapters {
         let label = Path::new(weighted.adapter.label());
-        let name = super::lineage::name(label).trim_end_matches(".safetensors").to_owned();
+        let full = super::lineage::name(label);
+        let name = full.strip_suffix(".safetensors").filter(|name| !name.is_empty()).unwrap_or(&full).to_owned();
         if !names.insert(name.clone()) {
             let message = format!("two adapters are called {name:?}, and each needs a folder of that name in the output");
             return Err(Error::new(rules::ARGUMENT, message).file(label).help("rename one of them, or merge it by itself"));
@@ -188,14 +189,15 @@ fn check(base: &Checkpoint, adapters: &[Weighted<'_>], output: &Path, kind: Outp
 fn measure(jobs: &mut [Job<'_>], output: &Path, options: &MergeOptions) -> Result<()> {
     let of = |job: &Job<'_>| job.understood.plan.bytes().saturating_add(beside(job.understood.plan.base));
     let needed = jobs.iter().map(of).fold(0, u64::saturating_add);
-    if let Some(free) = free_space(output).filter(|&free| free < needed) {
+    // What an interrupted run has reserved is there to be used.
+    let kept = if options.resume { resume::reserved(output) } else { 0 };
+    if let Some(free) = free_space(output).filter(|&free| free.saturating_add(kept) < needed) {
         let message = format!("the output needs {} but {} are free", plural(needed, "byte"), count(free));
         return Err(Error::new(rules::SPACE, message).file(output).help("free some space, or write elsewhere"));
     }
-    for Understood { plan, report, .. } in jobs.iter_mut().map(|job| &mut job.understood) {
-        let plan: &Plan<'_> = plan;
-        report.memory = exec::memory(&[plan], &exec::fitted(&[plan], &options.exec, needs(options))?, needs(options));
-    }
+    let plans: Vec<&Plan<'_>> = jobs.iter().map(|job| &job.understood.plan).collect();
+    let memory = exec::memory(&plans, &exec::fitted(&plans, &options.exec, needs(options))?, needs(options));
+    jobs.iter_mut().for_each(|job| job.understood.report.memory = memory);
     Ok(())
 }
 
@@ -251,7 +253,7 @@ fn write_into(work: &Work, jobs: &[Job<'_>], options: &MergeOptions, progress: &
             let name = job.within.join(&shard.file_name);
             let done = work.done.get(&name).cloned();
             let file = if done.is_some() { staging.reopen(&name)? } else { staging.create(&name)? };
-            let file = staging.shelve(file, &name)?;
+            let file = staging.shelve(file, &name, options.durability)?;
             outputs.push(Output { plan, shard, file, path: staging.target_of(&name), done });
         }
     }

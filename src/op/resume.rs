@@ -17,7 +17,7 @@ use crate::error::{Class, Error, Result};
 use crate::exec::{Finished, Ledger, sha256};
 use crate::io::{OutputKind, Staging, disk, parent_of, write_error};
 use crate::kernel::{Narrower, Sums};
-use crate::plan::Plan;
+use crate::plan::{Change, Contribution, Origin, Panel, Plan};
 use crate::rules;
 
 const VERSION: u32 = 1;
@@ -66,9 +66,50 @@ pub(super) fn fingerprint<'m, 'a: 'm>(
         }
         for shard in &plan.shards {
             text.push_str(&format!("{:?} {}\n", shard.file_name, shard.len));
+            shard.changes.iter().for_each(|change| text.push_str(&told(change)));
         }
     }
     Ok(sha256(text.as_bytes()))
+}
+
+/// All that a change depends on beside the bytes of base and adapters: what an adapter's config says is in here.
+fn told(change: &Change<'_>) -> String {
+    let panel = |panel: &Panel<'_>| match panel {
+        Panel::One => "1".to_owned(),
+        Panel::Direct(factor) => factor.name().to_owned(),
+        Panel::Transposed(factor) => format!("{} transposed", factor.name()),
+    };
+    let origin = match &change.origin {
+        Origin::Base { shard, begin, info } => format!("{shard} {begin} {info:?}"),
+        Origin::Adapter(factor) => factor.name().to_owned(),
+    };
+    let mut text = format!("{:?} {:?} {} {origin:?}\n", change.name, change.info, change.begin);
+    for Contribution { adapter, left, right, rank, scale, embedding } in &change.contributions {
+        let (left, right) = (panel(left), panel(right));
+        text.push_str(&format!("{adapter} {left:?} {right:?} {rank} {} {embedding}\n", scale.to_bits()));
+    }
+    text
+}
+
+/// Bytes that interrupted runs have reserved beside `output`.
+pub(super) fn reserved(output: &Path) -> u64 {
+    let entries = fs::read_dir(parent_of(output)).into_iter().flatten().flatten();
+    entries.filter(is_ledger).map(|entry| blocks(&entry.path().with_extension("tmp"))).sum()
+}
+
+fn is_ledger(entry: &fs::DirEntry) -> bool {
+    entry.file_name().to_str().is_some_and(|name| name.starts_with(".loratool-") && name.ends_with(".resume"))
+}
+
+/// Bytes on disk of all files in a folder.
+fn blocks(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let size = |entry: fs::DirEntry| match entry.metadata() {
+        Ok(meta) if meta.is_dir() => blocks(&entry.path()),
+        Ok(meta) => meta.blocks() * 512,
+        Err(_) => 0,
+    };
+    entries.map(size).sum()
 }
 
 /// A staging, and what is known of the files in it.
@@ -100,9 +141,12 @@ impl Work {
         if let Some((folder, mut ledger, done)) = options.resume.then(|| find(output, merge)).transpose()?.flatten() {
             let staging = Staging::adopt(output, folder, options.overwrite);
             let done = still_there(&staging, done);
-            clear(&staging.path_of(""), Path::new(""), &done).map_err(|e| write_error(output, e))?;
             ledger.names = names;
-            return Ok(Work { staging, done, ledger: Some(ledger) });
+            let work = Work { staging, done, ledger: Some(ledger) };
+            return match clear(&work.staging.path_of(""), Path::new(""), &work.done) {
+                Ok(()) => Ok(work),
+                Err(error) => Err(work.fail(write_error(output, error), options)),
+            };
         }
         let staging = Staging::new(output, kind, options.overwrite)?;
         let ledger = LedgerFile::create(&staging.path_of("").with_extension("resume"), names, merge)?;
@@ -115,7 +159,8 @@ impl Work {
 
     /// The end of a run that failed: what is complete stays if that was asked for, and if the next run may get further.
     pub(super) fn fail(mut self, error: Error, options: &MergeOptions) -> Error {
-        let passes = matches!(error.class(), Class::Interrupted | Class::Io | Class::Limit);
+        let is_changed = error.diagnostics().iter().any(|d| d.rule() == rules::CHANGED);
+        let passes = matches!(error.class(), Class::Interrupted | Class::Io | Class::Limit | Class::Busy) && !is_changed;
         match self.ledger.as_mut().filter(|_| options.resume && passes) {
             None => error,
             Some(ledger) => {
@@ -130,8 +175,18 @@ impl Work {
     ///
     /// # Errors
     /// As [`Staging::publish`].
-    pub(super) fn publish(self, options: &MergeOptions) -> Result<()> {
-        self.staging.publish(options.durability)
+    pub(super) fn publish(mut self, options: &MergeOptions) -> Result<()> {
+        let staged = self.staging.path_of("");
+        if let Some(ledger) = self.ledger.as_mut().filter(|_| options.resume) {
+            // A name that cannot be had now may be had later.
+            ledger.keep = true;
+            self.staging.keep();
+        }
+        let published = self.staging.publish(options.durability);
+        if let Some(ledger) = &mut self.ledger {
+            ledger.keep &= published.is_err() && staged.is_dir();
+        }
+        published
     }
 }
 
@@ -210,13 +265,13 @@ type Found = (PathBuf, LedgerFile, Vec<Line>);
 fn find(output: &Path, merge: &str) -> Result<Option<Found>> {
     let parent = parent_of(output);
     let Ok(entries) = fs::read_dir(parent) else { return Ok(None) };
-    for entry in entries.flatten() {
-        let name = entry.file_name();
-        let is_ledger = name.to_str().is_some_and(|name| name.starts_with(".loratool-") && name.ends_with(".resume"));
-        let path = parent.join(&name);
+    for entry in entries.flatten().filter(is_ledger) {
+        let path = parent.join(entry.file_name());
         let folder = path.with_extension("tmp");
-        let is_folder = || folder.symlink_metadata().is_ok_and(|meta| meta.is_dir());
-        if !is_ledger || !is_folder() {
+        // In a folder for everybody, anybody can lay something down under these names.
+        let is_ours = |path: &Path| path.symlink_metadata().is_ok_and(|meta| meta.uid() == rustix::process::geteuid().as_raw());
+        let is_folder = folder.symlink_metadata().is_ok_and(|meta| meta.is_dir());
+        if !is_folder || !is_ours(&path) || !is_ours(&folder) {
             continue;
         }
         let Some(found) = open(&path, &folder, merge)? else { continue };

@@ -33,7 +33,8 @@ pub struct BindOptions {
     pub add_new_tensors: bool,
     /// Write a tied `lm_head` as a tensor of its own and say so in `config.json`. Default false: refused where it matters.
     pub untie: bool,
-    /// Leave base values that are not finite as they are. Default false: they are refused in the tensors that change.
+    /// Leave base values that are not finite as they are; with another rounding than to the nearest, a NaN may get another payload. Default
+    /// false: they are refused in the tensors that change.
     pub allow_nonfinite_base: bool,
     /// Merge into a base that is not the one that the adapter names by its digests. Default false.
     pub allow_base_mismatch: bool,

@@ -1,6 +1,6 @@
 //! The report of a merge, and of its dry run.
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::Note;
 use crate::plan::Renaming;
@@ -108,8 +108,7 @@ pub struct AdapterUse {
 }
 
 /// The balance: every adapter tensor is applied or ignored by a named flag, every tensor of the output is accounted for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 #[non_exhaustive]
 pub struct Balance {
     /// Tensors in all adapters: factors, bias updates, replacements.

@@ -311,3 +311,19 @@ fn a_signal_ends_a_merge_and_nothing_is_left() {
         assert_eq!(fs::read_dir(&out).unwrap().count(), 0, "SIG{signal}");
     }
 }
+
+/// A prefix that was asked for is the one that is used, whatever else would fit.
+#[test]
+fn a_prefix_is_not_passed_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures");
+    let merge = |prefix: &str, out: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_loratool"));
+        command.arg("merge").arg(root.join("models/llama-tiny")).arg("-a").arg(root.join("adapters/llama-qv-r8"));
+        command.args(["--json", "--prefix", prefix, "-o"]).arg(folder.path().join(out)).output().unwrap()
+    };
+    assert_eq!(merge("model.=zzz.", "none").status.code(), Some(4));
+    // Both layers of the adapter would land on one.
+    assert_eq!(merge("model.layers.0=model.layers.1", "one").status.code(), Some(4));
+    assert!(merge("model.=model.", "same").status.success());
+}

@@ -134,6 +134,18 @@ fn a_flipped_bit_is_named_and_so_is_a_lost_record() {
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+#[test]
+fn a_content_root_that_was_edited_is_no_content_root() {
+    let scene = Scene { folder: tempfile::tempdir().unwrap() };
+    merge(&fixture("models/llama-tiny"), "llama-qv-r8", &scene.out(), &["--digests"]);
+    let mut record = scene.record();
+    record["digests"]["content"] = "0".repeat(64).into();
+    fs::write(scene.out().join("loratool.merge.json"), record.to_string()).unwrap();
+    let output = run(&[&"verify", &scene.out()]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(9) && said.contains("C-038"), "{said}");
+}
+
 /// What was merged on top without digests has none, rather than old ones.
 #[test]
 fn old_digests_do_not_outlive_a_merge() {

@@ -172,3 +172,28 @@ fn a_record_that_cannot_be_read_is_not_passed_over() {
         assert!(!scene.path("out").exists());
     }
 }
+
+/// The record is of the folder: by its file alone, an adapter is not merged twice either, and the record does not go stale.
+#[test]
+fn a_file_beside_a_record_is_in_it() {
+    let scene = Scene { base: fixture("models/llama-tiny-f32"), ..Scene::new() };
+    let (a, model) = (&scene.adapter, scene.copy("model"));
+    good(&[&"merge", &model, &"-a", a, &"--in-place"]);
+    let file = model.join("model.safetensors");
+    let output = run(&[&"merge", &file, &"-a", a, &"-o", &scene.path("out.safetensors")]);
+    assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+    let output = run(&[&"merge", &file, &"-a", &fixture("adapters/llama-all-r4"), &"--in-place"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(2) && said.contains("give the folder as the base"), "{said}");
+}
+
+#[test]
+fn taking_out_what_is_not_in_it_is_said() {
+    let scene = Scene::new();
+    good(&[&"merge", &scene.base, &"-a", &fixture("adapters/llama-rslora"), &"-o", &scene.path("out")]);
+    let output = run(&[&"unmerge", &scene.path("out"), &"-a", &scene.adapter, &"-o", &scene.path("restored")]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("with weight 0, and 1 is taken out"), "{said}");
+    let output = run(&[&"unmerge", &scene.path("out"), &"-a", &fixture("adapters/llama-rslora"), &"-o", &scene.path("right")]);
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("is taken out"));
+}

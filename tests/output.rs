@@ -201,6 +201,7 @@ fn what_cannot_be_is_refused_before_anything_is_written() {
         (&["--rounding", "peft", "--dtype", "f32"], &base, "to the base's dtype"),
         (&["--resume", "--no-sync"], &base, "cannot be used with"),
         (&["--dtype", "f8"], &base, "invalid value"),
+        (&["--undo-log", "undo.safetensors"], &base, "an undo log is of a merge in place"),
     ];
     for (flags, base, says) in cases {
         let mut words: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"merge", base, &"-a", &scene.adapter, &"-o"];

@@ -141,6 +141,23 @@ fn another_merge_does_not_take_it_over() {
     assert!(report.resumed.is_empty());
 }
 
+/// Its time of change was put back, as archives and synchronisers do.
+#[test]
+#[cfg(not(feature = "faults"))]
+fn a_base_that_looks_untouched_is_another_merge() {
+    let scene = Scene::new();
+    let shard = scene.base.join("model-00003-of-00004.safetensors");
+    let time = fs::metadata(&shard).unwrap().modified().unwrap();
+    scene.interrupt();
+    let mut other = fs::read(&shard).unwrap();
+    let middle = other.len() - 100;
+    other[middle] ^= 1;
+    fs::write(&shard, other).unwrap();
+    fs::OpenOptions::new().write(true).open(&shard).unwrap().set_modified(time).unwrap();
+    assert!(scene.run(1.0, |_| {}, &()).unwrap().resumed.is_empty());
+    assert!(bytes(&scene.out()) == scene.undisturbed());
+}
+
 #[test]
 fn a_base_that_was_touched_is_another_merge() {
     let scene = Scene::new();

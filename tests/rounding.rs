@@ -138,3 +138,27 @@ fn what_peft_does_not_define_is_refused() {
     let error = merge(&base, &[Weighted::full(&adapter)], &scratch.path().join("out"), &options, &()).unwrap_err();
     assert_eq!(error.class().exit_code(), 2, "{error}");
 }
+
+/// Updates that are smaller than the steps of BF16: rounded after each adapter, another share of them survives.
+#[test]
+fn verify_knows_a_faint_merge_by_its_rounding() {
+    let scratch = tempfile::tempdir().unwrap();
+    let base = open_checkpoint(fixture("models/llama-tiny")).unwrap();
+    let names = ["llama-qv-r8", "llama-rslora", "llama-r1"];
+    let opened: Vec<_> = names.iter().map(|name| open_adapter(fixture(&format!("adapters/{name}"))).unwrap()).collect();
+    for weight in [0.03, 0.01, 0.3] {
+        let weighted: Vec<_> = opened.iter().map(|adapter| Weighted { adapter, weight }).collect();
+        for rounding in [Rounding::Peft, Rounding::PeftSafe, Rounding::Stochastic { seed: 3 }, Rounding::Nearest] {
+            let out = scratch.path().join(format!("{weight} {rounding:?}"));
+            let mut options = MergeOptions::default();
+            options.output.rounding = rounding;
+            merge(&base, &weighted, &out, &options, &()).unwrap();
+            let merged = open_checkpoint(&out).unwrap();
+            let report = loratool::verify(&merged, &base, &weighted, &Default::default(), &()).unwrap();
+            assert!(report.is_merged, "{weight} {rounding:?}: {}", report.says);
+            // Half of it is another merge.
+            let half: Vec<_> = weighted.iter().map(|w| Weighted { weight: weight / 2.0, ..*w }).collect();
+            assert!(!loratool::verify(&merged, &base, &half, &Default::default(), &()).unwrap().is_merged);
+        }
+    }
+}

@@ -147,6 +147,10 @@ fn merge(args: MergeArgs) -> Result<MergeJob> {
     if !args.allow_repeat {
         refuse_repeats(&adapters)?;
     }
+    if let Some(log) = args.undo_log.as_ref().filter(|_| !args.in_place) {
+        let message = "an undo log is of a merge in place, and this one writes elsewhere";
+        return Err(Error::new(rules::ARGUMENT, message).file(log).help("leave out --undo-log: the base stays as it is"));
+    }
     let mut exec = ExecOptions { threads: args.threads, portable: args.portable, ..Default::default() };
     if let Some(tile) = &args.tile {
         exec.tile_bytes = number::bytes(tile, "tile")?;

@@ -53,7 +53,7 @@ pub(crate) fn memory(plans: &[&Plan<'_>], options: &ExecOptions, needs: Needs) -
 const SMALLEST_TILE: usize = 1 << 14;
 
 /// What a thread takes beside its buffers: its stack, most of all.
-const THREAD: u64 = 2 << 20;
+pub(super) const THREAD: u64 = 2 << 20;
 
 /// The options with tiles and threads that fit into the memory that they allow, and that the process can have.
 ///
@@ -83,6 +83,6 @@ pub(crate) fn fitted(plans: &[&Plan<'_>], options: &ExecOptions, needs: Needs) -
 }
 
 /// Asks the system. A buffer that cannot be had later would end the process in the middle of its work.
-fn can_be_had(bytes: u64) -> bool {
+pub(super) fn can_be_had(bytes: u64) -> bool {
     usize::try_from(bytes).is_ok_and(|bytes| Vec::<u8>::new().try_reserve_exact(bytes).is_ok())
 }

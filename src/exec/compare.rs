@@ -3,18 +3,19 @@
 //! check each other. Memory depends on the blocks, not on the tensors, and the figures not on the number of threads.
 
 use std::ops::Range;
+use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::block::rows_cols;
+use super::block::{self, Ground, rows_cols};
 use super::load::{float_of, left, right};
 use super::measure::{Figures, Probe};
 use super::run::{ExecOptions, Progress, interrupted};
 use super::spread::{blocks, pieces};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::kernel::Float;
-use crate::plan::{Change, Origin, Plan};
+use crate::kernel::{Float, Isa};
+use crate::plan::{Change, Origin, Plan, Rounding};
 use crate::tensor::TensorSource;
 
 /// Values of one block: W, D and M take 8 bytes each.
@@ -35,6 +36,30 @@ pub(crate) struct Comparison<'p, 'a> {
     /// The share of each tensor that is read; 1 is all of it.
     pub(crate) share: f64,
     pub(crate) progress: &'p dyn Progress,
+}
+
+/// A plan, with another rounding.
+struct Rounded<'p, 'a> {
+    plan: &'p Plan<'a>,
+    rounding: Rounding,
+}
+
+impl Ground for Rounded<'_, '_> {
+    fn path(&self) -> &Path {
+        self.plan.path()
+    }
+
+    fn keep_nonfinite(&self) -> bool {
+        true
+    }
+
+    fn rounding(&self) -> Rounding {
+        self.rounding
+    }
+
+    fn read(&self, shard: usize, offset: u64, buf: &mut [u8]) -> Result<()> {
+        self.plan.read(shard, offset, buf)
+    }
 }
 
 /// How the bytes of two tensors differ.
@@ -120,6 +145,31 @@ impl Comparison<'_, '_> {
         };
         self.progress.advance(scratch.merged.len() as u64);
         Ok(figures)
+    }
+
+    /// Is every value of a changed tensor the one that this rounding gives?
+    ///
+    /// # Errors
+    /// As [`figures`](Self::figures).
+    pub(crate) fn is_rounded(&self, change: &Change<'_>, rounding: Rounding) -> Result<bool> {
+        let ground = Rounded { plan: self.plan, rounding };
+        let (rows, cols) = rows_cols(change);
+        let size = change.info.bytes().checked_div(change.info.shape.elements()).unwrap_or(1);
+        let same = |(rows, cols): (Range<u64>, Range<u64>)| -> Result<bool> {
+            if self.progress.cancelled() {
+                return Err(interrupted());
+            }
+            let (_, total) = rows_cols(change);
+            let mut out = vec![0; ((rows.end - rows.start) * (cols.end - cols.start) * size) as usize];
+            let mut scratch = block::Scratch::default();
+            block::compute_values(&ground, Isa::best(), change, rows.clone(), cols.clone(), &mut scratch, &mut out)?;
+            let mut found = Vec::new();
+            read_block(total, &rows, &cols, size as usize, &mut found, |at, buf| self.merged.read(&change.name, at, buf))?;
+            Ok(out == found)
+        };
+        let found: Vec<bool> =
+            blocks(rows, cols, rank(change), BLOCK, self.share).into_par_iter().map(same).collect::<Result<_>>()?;
+        Ok(found.into_iter().all(|same| same))
     }
 
     /// How well each of some other updates explains what was added to a tensor, on a sample of its rows.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::block::rows_cols;
-use super::budget::threads;
+use super::budget::{THREAD, can_be_had, threads};
 use super::pool::each;
 use super::run::ExecOptions;
 use crate::adapter::Factor;
@@ -49,6 +49,9 @@ enum PanelRecord {
     Direct(String),
     Transposed(String),
 }
+
+/// Bytes of factors that are hashed on several threads.
+const WORTH_THREADS: u64 = 8 << 20;
 
 /// The tensors of a file by name, as factors.
 pub(super) type Factors = HashMap<String, Factor>;
@@ -201,7 +204,10 @@ impl ChangeRecord {
 /// # Errors
 /// `E-001`, `E-004`; what `go_on` says.
 pub(crate) fn digests(factors: &[&Factor], go_on: impl Fn() -> Result<()> + Sync) -> Result<Vec<String>> {
-    let threads = threads(&ExecOptions::default(), factors.len());
+    // Small ones are not worth a thread, and threads take memory.
+    let bytes: u64 = factors.iter().map(|factor| factor.info().bytes()).sum();
+    let threads = if bytes < WORTH_THREADS { 1 } else { threads(&ExecOptions::default(), factors.len()) };
+    let threads = if can_be_had(2 * threads as u64 * THREAD) { threads } else { 1 };
     each(threads, factors.len(), |index, _| {
         go_on()?;
         digest(factors[index])

@@ -32,6 +32,11 @@ pub(super) struct Understood<'a> {
 }
 
 impl Understood<'_> {
+    /// Was something merged into the base before, by its record?
+    pub(super) fn is_merged_already(&self) -> bool {
+        !self.record.is_empty()
+    }
+
     /// The text of the record that the output gets, with the digests of its tensors if they are known; empty for a single file, and where
     /// nothing is left in the checkpoint.
     pub(super) fn record(&self, digests: Option<lineage::Digests>) -> String {
@@ -67,13 +72,14 @@ pub(super) fn understand<'a>(
             let entries = lineage::entries(adapters)?;
             if !options.allow_repeat {
                 refuse_repeats(adapters, &entries)?;
-                record.refuse_again(base, adapters, &entries)?;
+                record.refuse_again(adapters, &entries)?;
             }
             entries
         }
     };
     let mut uses = Vec::new();
     let mut warnings: Vec<Diagnostic> = base.warnings().to_vec();
+    warnings.extend(record.strangers(adapters, &entries));
     for (index, weighted) in adapters.iter().enumerate() {
         verify_stated(weighted.adapter)?;
         warnings.extend(weighted.adapter.warnings().iter().cloned());

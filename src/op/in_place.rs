@@ -156,6 +156,10 @@ fn prepare<'a>(
         return Err(Error::new(rules::IN_PLACE, message).file(base.path()).help("merge into a new folder with -o instead"));
     }
     let mut understood = understand(base, adapters, entries, base.path(), options)?;
+    if !base.is_folder() && understood.is_merged_already() {
+        let message = format!("the file lies beside a {RECORD}, which would no longer be right");
+        return Err(Error::new(rules::IN_PLACE, message).file(base.path()).help("give the folder as the base"));
+    }
     let record = understood.record(None);
     let Understood { plan, report, .. } = &mut understood;
     let plan: &Plan<'_> = plan;

@@ -9,7 +9,7 @@ use super::verdict::{Applied, Gains, Judgement, Said, explains, judge, scaled, t
 use crate::adapter::Scaling;
 use crate::error::Result;
 use crate::exec::{Alternative, Comparison, Figures, Lay, float_of};
-use crate::plan::{Change, Panel, Weighted};
+use crate::plan::{Change, Panel, Rounding, Weighted};
 use crate::report::{Ulps, Verdict, VerifiedTensor};
 use crate::tensor::{TensorInfo, TensorSource, is_plain_float};
 
@@ -60,7 +60,14 @@ impl<'p, 'a> Judge<'p, 'a> {
         let figures = self.comparison.figures(change, stored)?;
         let gains = Gains::of(&figures);
         let rounding = gains.map_or(0.0, |gains| gains.rounding);
-        let (said, other) = match judge(&figures, change.contributions.len(), self.applied(change)) {
+        let judged = judge(&figures, change.contributions.len(), self.applied(change));
+        let is_settled =
+            matches!(&judged, Judgement::Settled((verdict, _)) if verdict.is_merged() || *verdict == Verdict::NotMerged);
+        let (said, other) = match judged {
+            _ if !is_settled && self.is_peft(change, info)? => {
+                let says = "merged: every value is what PEFT's rounding after each adapter gives".to_owned();
+                ((Verdict::MergedOtherRounding, says), None)
+            }
             Judgement::Settled(said) => (said, None),
             Judgement::Scaled(gain, names) => {
                 let again = Alternative { update: change, lay: Lay::AsIs, factor: 2.0 };
@@ -102,6 +109,14 @@ impl<'p, 'a> Judge<'p, 'a> {
             nonfinite: figures.nonfinite,
         };
         Ok((tensor, figures))
+    }
+
+    /// Is the tensor, bit for bit, what PEFT writes? Rounding after each adapter can leave another share of small updates than rounding once.
+    fn is_peft(&self, change: &Change<'_>, info: &TensorInfo) -> Result<bool> {
+        if *info != change.info || change.contributions.is_empty() {
+            return Ok(false);
+        }
+        Ok(self.comparison.is_rounded(change, Rounding::Peft)? || self.comparison.is_rounded(change, Rounding::PeftSafe)?)
     }
 
     /// The verdict on an update that explains what was added, and the tensor that it belongs to if that is another one.

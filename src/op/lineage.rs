@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::digests::content;
 use super::merge::MergeOptions;
 use crate::checkpoint::Checkpoint;
-use crate::error::{Class, Error, Result};
+use crate::error::{Class, Diagnostic, Error, Result};
 use crate::exec::sha256;
-use crate::io::{ContentRoot, read_small};
+use crate::io::{ContentRoot, parent_of, read_small};
 use crate::plan::{BindOptions, Plan, Rounding, Weighted};
 use crate::report::Balance;
 use crate::rules;
@@ -187,13 +187,13 @@ pub(super) fn entries(adapters: &[Weighted<'_>]) -> Result<Vec<Merged>> {
 }
 
 impl Record {
-    /// That of a folder; empty if it has none.
+    /// That of a folder, or of the folder that a single file lies in; empty if it has none.
     ///
     /// # Errors
     /// `A-032` if it cannot be understood; `E-001`.
     pub(super) fn of(base: &Checkpoint) -> Result<Record> {
-        let path = base.path().join(RECORD);
-        if !base.is_folder() || path.symlink_metadata().is_err() {
+        let path = if base.is_folder() { base.path() } else { parent_of(base.path()) }.join(RECORD);
+        if path.symlink_metadata().is_err() {
             return Ok(Record::default());
         }
         let text = read_small(&path, LIMIT)?.unwrap_or_default();
@@ -210,19 +210,50 @@ impl Record {
     ///
     /// # Errors
     /// `A-032`.
-    pub(super) fn refuse_again(&self, base: &Checkpoint, adapters: &[Weighted<'_>], entries: &[Merged]) -> Result<()> {
+    pub(super) fn refuse_again(&self, adapters: &[Weighted<'_>], entries: &[Merged]) -> Result<()> {
         for (weighted, entry) in adapters.iter().zip(entries) {
             let present = self.weight_of(&entry.content);
             if present * entry.weight > 0.0 {
-                let message = format!("the adapter is in the base already, with weight {present}, by the record of its merges");
-                let help = format!(
-                    "{:?} names it; to take it out, use loratool unmerge; to apply more of it, pass --allow-repeat",
-                    base.path().join(RECORD)
-                );
+                let (what, more) = match entry.weight > 0.0 {
+                    true => (
+                        "is in the base already",
+                        "to take it out, use loratool unmerge; to apply more of it, pass --allow-repeat",
+                    ),
+                    false => (
+                        "was taken out of the base already",
+                        "to put it back, merge it; to take out more of it, merge --allow-repeat",
+                    ),
+                };
+                let message = format!("the adapter {what}, with weight {present}, by the record of its merges");
+                let help = format!("{RECORD} names it; {more}");
                 return Err(Error::new(rules::ADAPTER_ONCE, message).file(weighted.adapter.label()).help(help));
             }
         }
         Ok(())
+    }
+
+    /// Adapters that are taken out, and that are not in the checkpoint with that weight.
+    pub(super) fn strangers(&self, adapters: &[Weighted<'_>], entries: &[Merged]) -> Vec<Diagnostic> {
+        let all = adapters.iter().zip(entries).filter(|(_, entry)| entry.weight < 0.0 && !self.merges.is_empty());
+        let of = |(weighted, entry): (&Weighted<'_>, &Merged)| {
+            // An empty sum is -0.
+            let present = self.weight_of(&entry.content) + 0.0;
+            (present + entry.weight < -1e-12).then(|| {
+                let message = format!(
+                    "by {RECORD} the adapter is in the checkpoint with weight {present}, and {} is taken out",
+                    -entry.weight
+                );
+                Diagnostic::new(rules::ADAPTER_ONCE, message)
+                    .file(weighted.adapter.label())
+                    .help("give the adapter and the weight that were merged")
+            })
+        };
+        all.filter_map(of).collect()
+    }
+
+    /// Is nothing recorded?
+    pub(super) fn is_empty(&self) -> bool {
+        self.merges.is_empty()
     }
 
     fn weight_of(&self, content: &str) -> f64 {

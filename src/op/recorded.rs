@@ -72,6 +72,10 @@ fn differences(
     })?;
     let help = "the checkpoint was changed after it was written, or is damaged; merge again, or get it again";
     let mut problems = Vec::new();
+    if Digests::of(recorded.tensors.clone()).content != recorded.content {
+        let message = format!("the content root in {RECORD} does not follow from the digests in it");
+        problems.push(Diagnostic::new(rules::CONTENT_ROOT, message).file(merged.path()).help(help));
+    }
     for (name, stated) in &recorded.tensors {
         match found.get(name.as_str()) {
             Some(digest) if digest == stated => {}

@@ -3,7 +3,7 @@
 //! those files and writes the others. Sameness is a fingerprint over all that the output depends on.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fs::{self, File};
+use std::fs::{self, File, Metadata};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -26,6 +26,16 @@ const LIMIT: u64 = 64 << 20;
 /// Below these bytes of output, a run that was not asked to be resumable keeps no ledger: it is quickly done again.
 const WORTH: u64 = 128 << 20;
 
+/// When a file was last changed, in seconds and nanoseconds: its content, and anything of it, which nobody can set back; and its inode.
+type State = (i64, i64, i64, i64, u64);
+
+fn state(meta: &Metadata) -> State {
+    // The images of a disk that the fault loops make are new files.
+    let (ctime, ctime_nsec, inode) =
+        if cfg!(feature = "faults") { (0, 0, 0) } else { (meta.ctime(), meta.ctime_nsec(), meta.ino()) };
+    (meta.mtime(), meta.mtime_nsec(), ctime, ctime_nsec, inode)
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Head {
@@ -39,8 +49,7 @@ struct Head {
 struct Line {
     file: PathBuf,
     len: u64,
-    /// Seconds and nanoseconds of its last change.
-    mtime: (i64, i64),
+    state: State,
     /// By change: the bits of the sums.
     sums: Vec<[u64; 10]>,
     digests: BTreeMap<String, String>,
@@ -62,7 +71,7 @@ pub(super) fn fingerprint<'m, 'a: 'm>(
         for shard in plan.base.shards() {
             let path = shard.file.path();
             let meta = fs::metadata(path).map_err(|e| crate::io::read_error(path, e))?;
-            text.push_str(&format!("{:?} {} {:?}\n", shard.file_name, meta.len(), (meta.mtime(), meta.mtime_nsec())));
+            text.push_str(&format!("{:?} {} {:?}\n", shard.file_name, meta.len(), state(&meta)));
         }
         for shard in &plan.shards {
             text.push_str(&format!("{:?} {}\n", shard.file_name, shard.len));
@@ -239,7 +248,7 @@ impl Ledger for LedgerFile {
         self.append(&Line {
             file: name.clone(),
             len: meta.len(),
-            mtime: (meta.mtime(), meta.mtime_nsec()),
+            state: state(&meta),
             sums: finished.sums.iter().map(to_words).collect(),
             digests: finished.digests.clone(),
         })
@@ -312,7 +321,7 @@ fn open(path: &Path, folder: &Path, merge: &str) -> Result<Option<Found>> {
 fn still_there(staging: &Staging, lines: Vec<Line>) -> HashMap<PathBuf, Finished> {
     let same = |line: &Line| {
         let meta = staging.path_of(&line.file).symlink_metadata();
-        meta.is_ok_and(|meta| meta.is_file() && meta.len() == line.len && (meta.mtime(), meta.mtime_nsec()) == line.mtime)
+        meta.is_ok_and(|meta| meta.is_file() && meta.len() == line.len && state(&meta) == line.state)
     };
     let finished = |line: Line| (line.file, Finished { sums: line.sums.iter().map(from_words).collect(), digests: line.digests });
     lines.into_iter().filter(same).map(finished).collect()

@@ -106,7 +106,8 @@ pub(super) fn judge(figures: &Figures, adapters: usize, applied: Option<Applied>
         return settled(verdict, format!("{} of {} are not what they should be", count(away), plural(figures.values, "value")));
     };
     let (gain, tolerance) = (gains.gain, gains.tolerance());
-    if (gain - gains.expected).abs() <= tolerance {
+    // Rounding by chance keeps the whole update, which rounding to the nearest may not.
+    if (gain - gains.expected).abs() <= tolerance || near && (gain - 1.0).abs() <= tolerance {
         let rms = (figures.delta / figures.values.max(1) as f64).sqrt();
         return match () {
             () if near => settled(Verdict::MergedOtherRounding, rounded_otherwise(figures)),

@@ -181,7 +181,7 @@ impl<'a> Binder<'a, '_> {
     /// The renamings that may be used, in the order in which they are tried: the user's alone, or exact names and the known ones.
     fn candidates(&self) -> Vec<Renaming> {
         match &self.options.prefix {
-            Some((from, to)) => vec![Renaming { from: from.clone(), to: to.clone() }],
+            Some((from, to)) => vec![Renaming { from: from.clone(), to: to.clone(), asked: true }],
             None => std::iter::once(Renaming::identity()).chain(rename::known()).collect(),
         }
     }

@@ -11,12 +11,15 @@ pub struct Renaming {
     pub from: String,
     /// What the base's names start with instead.
     pub to: String,
+    /// The user asked for it: it holds for every name that starts so, and not only for those that the base does not have.
+    #[serde(skip)]
+    pub(super) asked: bool,
 }
 
 impl Renaming {
     /// The renaming that changes nothing.
     pub fn identity() -> Self {
-        Renaming { from: String::new(), to: String::new() }
+        Renaming { from: String::new(), to: String::new(), asked: false }
     }
 
     /// True if nothing is renamed.
@@ -26,7 +29,7 @@ impl Renaming {
 
     /// The name in the base's name space.
     pub(super) fn apply(&self, name: &str, exists: &dyn Fn(&str) -> bool) -> String {
-        if self.is_identity() || exists(name) {
+        if self.is_identity() || !self.asked && exists(name) {
             return name.to_owned();
         }
         match name.strip_prefix(&self.from) {
@@ -71,7 +74,7 @@ const WRAPPERS: &[(&str, &str)] = &[
 
 /// All renamings that are tried after exact names.
 pub(super) fn known() -> Vec<Renaming> {
-    let make = |from: &str, to: &str| Renaming { from: from.to_owned(), to: to.to_owned() };
+    let make = |from: &str, to: &str| Renaming { from: from.to_owned(), to: to.to_owned(), asked: false };
     let strip = BODIES.iter().map(|body| make(body, ""));
     let add = BODIES.iter().map(|body| make("", body));
     let wrappers = WRAPPERS.iter().map(|(from, to)| make(from, to));
@@ -157,7 +160,7 @@ mod tests {
 
     #[test]
     fn names_that_the_base_has_are_not_renamed() {
-        let renaming = Renaming { from: String::new(), to: "bert.".into() };
+        let renaming = Renaming { from: String::new(), to: "bert.".into(), asked: false };
         let exists = |name: &str| name == "classifier.weight";
         assert_eq!(renaming.apply("classifier.weight", &exists), "classifier.weight");
         assert_eq!(renaming.apply("pooler.weight", &exists), "bert.pooler.weight");

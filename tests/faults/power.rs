@@ -129,7 +129,7 @@ fn settle_times(folder: &Path) {
         let text = std::fs::read(&ledger).unwrap();
         for line in text.split(|&byte| byte == b'\n').filter_map(|line| serde_json::from_slice::<Value>(line).ok()) {
             if let (Some(name), Some(seconds), Some(nanos)) =
-                (line["file"].as_str(), line["mtime"][0].as_u64(), line["mtime"][1].as_u64())
+                (line["file"].as_str(), line["state"][0].as_u64(), line["state"][1].as_u64())
             {
                 set(&ledger.with_extension("tmp").join(name), SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos as u32));
             }

@@ -233,6 +233,12 @@ impl<'a> Binder<'a, '_> {
             return packed.file(self.base.path()).into();
         }
         let show = |names: Vec<&str>| names.iter().map(|n| format!("{n:?}")).collect::<Vec<_>>().join(", ");
+        if let (Some((from, to)), Some(asked)) = (&self.options.prefix, self.candidates().first()) {
+            let renamed: Vec<String> = needed.iter().take(3).map(|n| asked.apply(n, &|n| self.exists(n))).collect();
+            let message = format!("no target is in the base under --prefix {from:?}={to:?}: {renamed:?}");
+            let help = "leave out --prefix to have exact names and the known renamings tried";
+            return Error::new(rules::SOME_TARGET, message).file(label).help(help);
+        }
         let first = needed.first().copied().unwrap_or_default();
         let near = rename::nearest(first, self.base.names()).unwrap_or_default();
         let shared = rename::common_suffix(first, near);

@@ -136,8 +136,10 @@ fn m03_the_user_s_prefix_is_used_and_no_other() {
     assert_eq!(merged.report.balance.modified, 1);
     let wrong =
         Scene::sound().merge(loratool::ReadMode::Read, |o| o.bind.prefix = Some(("layers.".to_owned(), "blocks.".to_owned())));
-    // The exact name is there, so it is not renamed.
-    assert_eq!(wrong.unwrap().balance.modified, 1);
+    // The name is there as it stands, but a renaming that was asked for is used or refused.
+    let error = wrong.unwrap_err();
+    assert_eq!(error.diagnostics()[0].rule().id, "A-020");
+    assert!(error.to_string().contains("\"blocks.0.q_proj.weight\""), "{error}");
 }
 
 fn fixture(path: &str) -> PathBuf {

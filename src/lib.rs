@@ -60,8 +60,8 @@ pub mod rules;
 mod tensor;
 
 pub use adapter::{
-    Adapter, AdapterParts, BaseIdentity, BiasDelta, Factor, Kind, Lineage, LineageInput, Orientation, Replacement, Scaling,
-    ScalingRule, Target,
+    Adapter, AdapterParts, Axis, BaseIdentity, BiasDelta, Factor, Kind, Lineage, LineageInput, Orientation, Removed, Replacement,
+    Rescaling, RowReplacement, Scaling, ScalingRule, Target,
 };
 pub use checkpoint::{Checkpoint, Companion, ModelConfig, Shard, Tie, TieReason};
 pub use codec::safetensors::{SafetensorsFile, Strictness};
@@ -73,7 +73,8 @@ pub use limits::Limits;
 pub use op::{
     ConvertOptions, ConvertTo, InspectOptions, MergeOptions, RecoverOptions, Values, VerifyOptions, convert, delta_rows, dry_run,
     dry_run_each, dry_run_in_place, inspect_adapter, inspect_checkpoint, merge, merge_each, merge_in_place, merge_tensor,
-    recover, unmerge_by_log, unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify, verify_digests,
+    recompute_residual, recover, unmerge_by_log, unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify,
+    verify_digests,
 };
 pub use open::{OpenOptions, open_adapter, open_adapter_with, open_checkpoint, open_checkpoint_with};
 pub use plan::{BindOptions, Binding, Ignored, OutputOptions, Plan, Renaming, Rounding, Weighted};

@@ -23,6 +23,14 @@ pub struct OpenOptions {
     pub alpha: Option<f64>,
     /// Overrides the orientation that the adapter declares (`fan_in_fan_out`). Default none.
     pub orientation: Option<Orientation>,
+    /// States how stacks of experts lie, `(E, out, in)` or `(E, in, out)`, where shapes and the version of PEFT do not tell. Default none.
+    pub expert_axes: Option<Orientation>,
+    /// Gives output projections of `nn.MultiheadAttention` their update twice, which is what PEFT up to 0.21.2 does by mistake, so that
+    /// adapters that were trained with it expect it. Default false: once.
+    pub attention_twice: bool,
+    /// The order in which modules of the model register the bare parameters that were adapted, for modules that are not known. Default
+    /// none.
+    pub parameter_order: Vec<String>,
     /// Bounds on input.
     pub limits: Limits,
 }
@@ -69,7 +77,14 @@ pub fn open_adapter_with(path: impl AsRef<Path>, options: &OpenOptions) -> Resul
         Some(config) => Some(read_config(&config, limits)?),
         None => None,
     };
-    let peft_options = peft::PeftOptions { alpha: options.alpha, orientation: options.orientation, ..Default::default() };
+    let peft_options = peft::PeftOptions {
+        alpha: options.alpha,
+        orientation: options.orientation,
+        expert_axes: options.expert_axes,
+        attention_twice: options.attention_twice,
+        parameter_order: options.parameter_order.clone(),
+        ..Default::default()
+    };
     if !container::is_container(&file) {
         let source: Arc<dyn TensorSource> = Arc::clone(&file) as _;
         return Ok(peft::read(source, config.as_ref(), &peft_options, limits)?.warned(file.warnings()));

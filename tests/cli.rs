@@ -151,13 +151,13 @@ fn json_is_one_object_for_success_and_for_every_error() {
     let (code, object) = json(&["merge", &base(), "--adapter", &adapter(), "-o", output]);
     assert_eq!((code, &object["verb"]), (0, &"merge".into()));
     assert_eq!(object["report"]["balance"]["applied"], 8);
-    let dora = path("adapters/refused/dora");
+    let oft = path("adapters/refused/oft");
     let bad = folder.path().join("bad.safetensors");
     fs::write(&bad, "no").unwrap();
     let cases: &[(&[&str], i32, &str)] = &[
         (&["inspect", "no/such"], 6, "io"),
         (&["inspect", bad.to_str().unwrap()], 3, "format"),
-        (&["inspect", &dora], 4, "mismatch"),
+        (&["inspect", &oft], 4, "mismatch"),
         (&["merge", &base(), "--adapter", "x:nan", "-o", "y"], 2, "usage"),
         (&["merge", "--no-such-flag"], 2, "usage"),
         (&["nonsense"], 2, "usage"),

@@ -11,8 +11,8 @@ import hashlib, json, math, os, re, struct, sys
 BITS = {d: b for b, ds in {64: "F64 I64 U64 C64", 32: "F32 I32 U32", 16: "F16 BF16 I16 U16", 6: "F6_E2M3 F6_E3M2", 4: "F4",
         8: "BOOL U8 I8 F8_E5M2 F8_E4M3 F8_E8M0 F8_E4M3FNUZ F8_E5M2FNUZ"}.items() for d in ds.split()}
 FLOATS = {"F64": "d", "F32": "f", "F16": "e"}
-KINDS = {"linear": 2, "linear_transposed": 2, "embedding": 2, "conv1d": 3, "conv2d": 4, "conv3d": 5, "experts": 3}
-IMPLEMENTED = {"linear_transposed", "embedding", "lora_bias", "replacements"}
+KINDS = {"linear": 2, "linear_transposed": 2, "embedding": 2, "conv1d": 3, "conv2d": 4, "conv3d": 5, "experts": 3, "flat": 2}
+IMPLEMENTED = {*KINDS, "dora", "lora_bias", "replacements", "rescalings", "replication", "residual", "rows", "shared"} - {"linear"}
 CLASSES = {"C-003": "limit", "C-021": "limit", "C-022": "limit", "A-003": "limit", "P-005": "limit", "K-013": "limit", "C-037": "integrity",
            "C-038": "integrity", "A-008": "numeric", "K-001": "io", "K-004": "io", "K-009": "io", "P-019": "io", "C-032": "mismatch"}
 FORMAT_P = {"P-001", "P-002", "P-004"}
@@ -189,24 +189,41 @@ def formula(t):
     return t["alpha"] / (t["rank"] if t["scaling"] == "alpha/rank" else math.sqrt(t["rank"]))
 
 
-def check_adapter(file, targets, replacements, warn):
-    """`targets` as in the manifest, `replacements` as pairs (base tensor, tensor of the file)."""
-    for t in targets:
-        a, b, delta = file.shape(t["a"]), file.shape(t["b"]), t.get("bias", {}).get("delta")
-        for name in [t["a"], t["b"]] + ([delta] if delta else []):
-            need(file.tensors[name][0] in (*FLOATS, "BF16"), "A-005", name)
-        need(len(a) == len(b) == 2 and a[1] and b[0], "A-004", t["a"])
-        need(a[0] == b[1] >= 1, "A-002", t["a"])
-        need(not delta or file.shape(delta) == [b[0]], "A-004", delta)
-        need(a[0] <= 4096, "A-003", t["a"])
-        warn += ["A-003"] if a[0] > min(a[1], b[0]) else []
-        need(math.isfinite(t["alpha"]) and t["alpha"] != 0 and formula(t) != 0, "A-006", t["tensor"])
-        need(t["alpha"] > 0, "A-007", t["tensor"])
-        warn += ["A-007"] if formula(t) > 1000 else []
-    for _, name in replacements:
+def layer(kind, a, b, axes="out_in"):
+    """Ranks of A and B, outputs, inputs, and the shape of W, from the shapes of A and B; None if they are not those of the kind."""
+    if not len(a) == len(b) == KINDS[kind] or kind == "experts" and a[0] != b[0] or kind[:4] == "conv" and set(b[2:]) != {1}:
+        return None
+    stack = a[:1] if kind == "experts" else []
+    (rank, *inner), (out, columns) = a[len(stack):], b[len(stack):len(stack) + 2]
+    straight = kind in ("linear", "flat") or kind[:4] == "conv" or kind == "experts" and axes == "out_in"
+    return rank, columns, out, math.prod(inner), stack + ([out, *inner] if straight else [*inner, out])
+
+
+def check_adapter(file, targets, replacements, warn, rows=(), rescalings=()):
+    """`targets` as in the manifest, but with the shapes of the factors in `A` and `B`; `replacements` and `rows` as in the manifest."""
+    for name in file.tensors:
         need(file.tensors[name][0] in (*FLOATS, "BF16"), "A-005", name)
-    updated = [t["tensor"] for t in targets] + [t["bias"]["tensor"] for t in targets if "bias" in t]
-    replaced = [tensor for tensor, _ in replacements]
+    for t in targets:
+        found, where = layer(t["kind"], t["A"], t["B"], t.get("axes")), t["tensor"]
+        need(found and all(t["A"][1:]) and t["B"][0] and (t["kind"] != "experts" or t["B"][1]), "A-004", where)
+        rank, columns, out, inner, _ = found
+        need(rank == columns >= 1 and rank == t["rank"], "A-002", where)
+        need(rank <= 4096, "A-003", where)
+        warn += ["A-003"] if rank > min(inner, out) else []
+        need(math.isfinite(t["alpha"]) and t["alpha"] != 0 and formula(t) != 0, "A-006", where)
+        need(t["alpha"] > 0, "A-007", where)
+        warn += ["A-007"] if formula(t) > 1000 else []
+        if "magnitude" in t:
+            need(t["kind"] != "experts", "A-010", where)
+            shape = file.shape(t["magnitude"])
+            need(math.prod(shape) == out and out in shape, "A-004", t["magnitude"])
+        need("bias" not in t or file.shape(t["bias"]["delta"]) == [out], "A-004", where)
+    for r in rows:
+        shape = file.shape(r["with"])
+        need(len(shape) >= 2 and shape[0] == len(r["rows"]) > 0, "A-004", r["with"])
+        need(len(set(r["rows"])) == len(r["rows"]), "A-009", r["with"])
+    updated = [t["tensor"] for t in [*targets, *rescalings]] + [t["bias"]["tensor"] for t in targets if "bias" in t]
+    replaced = [r["tensor"] for r in [*replacements, *rows]]
     need(len(updated) == len(set(updated)) and len(replaced) == len(set(replaced)), "A-009")
     need(updated or replaced, "A-012")
 
@@ -217,19 +234,28 @@ def check_finite(file):
 
 
 # --- the container: C-030 to C-042 -------------------------------------------------------------------------------------------
-TARGET = {"tensor": is_str, "kind": one_of(*KINDS), "shape": lambda v: isinstance(v, list) and all(is_uint(d) and d < 2**63 for d in v),
+uints = lambda v: isinstance(v, list) and all(is_uint(d) and d < 2**64 for d in v)
+pairs_of = lambda v: isinstance(v, list) and all(uints(p) and len(p) == 2 for p in v)
+is_bool = lambda v: isinstance(v, bool)
+TARGET = {"tensor": is_str, "kind": one_of(*KINDS), "shape": uints,
           "a": is_str, "b": is_str, "rank": is_uint, "alpha": is_num, "scaling": one_of("alpha/rank", "alpha/sqrt(rank)"), "scale": is_num}
 OBJECT, LIST, NULL = (lambda v: isinstance(v, dict)), (lambda v: isinstance(v, list)), (lambda v: v is None or is_str(v))
 MANIFEST = {"container": is_str, "required": strs, "optional": strs, "base": OBJECT, "targets": LIST, "replacements": LIST, "digests": OBJECT,
             "content": is_str, "lineage": lambda v: True}
+LISTS = {  # the members of their objects, and which of these may be left out
+    "targets": (TARGET, {"bias": OBJECT, "magnitude": is_str}),
+    "replacements": ({"tensor": is_str, "with": is_str}, {"shared": is_bool}),
+    "rows": ({"tensor": is_str, "rows": uints, "with": is_str}, {}),
+    "rescalings": ({"tensor": is_str, "axis": one_of("output", "input"), "transposed": is_bool, "if_there": is_bool, "by": is_str}, {})}
+REMOVED = one_of("leading_columns", "leading_components", "trailing_components", "unknown")
 
 
-def members(value, listed, optional=(), rule="C-033"):
+def members(value, listed, optional={}, rule="C-033"):
     need(isinstance(value, dict), rule)
     known = {k: v for k, v in value.items() if not k.startswith("x-")}
     need(set(listed) <= set(known) <= set(listed) | set(optional), rule, str(set(known) ^ set(listed)))
-    for key, test in listed.items():
-        need(test(value[key]), rule, key)
+    for key, v in known.items():
+        need({**listed, **optional}[key](v), rule, key)
 
 
 def read_container(file, warn):
@@ -241,18 +267,23 @@ def read_container(file, warn):
     need(re.fullmatch(r"1\.(0|[1-9][0-9]*)", version), "C-031", version)
     need(strs(m.get("required")), "C-033")
     need(set(m["required"]) <= IMPLEMENTED, "C-032", str(m["required"]))
-    members(m, MANIFEST, ["origin"])
+    members(m, MANIFEST, {"rows": LIST, "rescalings": LIST, "replication": pairs_of, "residual": OBJECT, "origin": OBJECT})
     members(m["base"], {"name": NULL, "structure": NULL, "targets": NULL})
-    for t in m["targets"]:
-        members(t, {**TARGET, "axes": one_of("in_out", "out_in")} if isinstance(t, dict) and t.get("kind") == "experts" else TARGET, ["bias"])
-        if "bias" in t:
-            members(t["bias"], {"tensor": is_str, "delta": is_str})
-    for r in m["replacements"]:
-        members(r, {"tensor": is_str, "with": is_str})
+    m = {"rows": [], "rescalings": [], **m}
+    for key, (listed, optional) in LISTS.items():
+        for entry in m[key]:
+            stack = key == "targets" and isinstance(entry, dict) and entry.get("kind") == "experts"
+            members(entry, {**listed, "axes": one_of("in_out", "out_in")} if stack else listed, optional)
+            if "bias" in entry:
+                members(entry["bias"], {"tensor": is_str, "delta": is_str})
+    if "residual" in m:
+        members(m["residual"], {"why": is_str, "removed": REMOVED})
     if "origin" in m:
         members(m["origin"], {"dialect": is_str, "config": OBJECT})
     need(all(map(is_str, m["digests"].values())), "C-033")
-    used = {t["kind"] for t in m["targets"]} - {"linear"} | {"lora_bias" for t in m["targets"] if "bias" in t} | {"replacements" for _ in m["replacements"]}
+    used = {t["kind"] for t in m["targets"]} - {"linear"} | {key for key in ("replacements", "rows", "rescalings", "replication", "residual") if m.get(key)}
+    used |= {f for t in m["targets"] for f, key in (("lora_bias", "bias"), ("dora", "magnitude")) if key in t}
+    used |= {"shared" for r in m["replacements"] if r.get("shared")}
     need(used <= set(m["required"]), "C-033", str(used))
     need(isinstance(m["lineage"], list), "C-042")
     for record in m["lineage"]:
@@ -261,15 +292,16 @@ def read_container(file, warn):
             members(i, {"role": is_str, "dialect": is_str, "content": is_hex}, rule="C-042")
     need(all(map(is_hex, [m["content"], *m["digests"].values()])), "C-039")
     need(all(v is None or is_hex(v) for v in (m["base"]["structure"], m["base"]["targets"])), "C-039")
-    named = [n for t in m["targets"] for n in (t["a"], t["b"], *([t["bias"]["delta"]] if "bias" in t else []))] + [r["with"] for r in m["replacements"]]
+    named = [n for t in m["targets"] for n in (t["a"], t["b"], t.get("bias", {}).get("delta"), t.get("magnitude")) if n is not None]
+    named += [r["with"] for r in m["replacements"] + m["rows"]] + list({r["by"] for r in m["rescalings"]})
     need(sorted(named) == sorted(file.tensors) == sorted(m["digests"]), "C-034")
     for t in m["targets"]:
-        a, b = file.shape(t["a"]), file.shape(t["b"])
-        need(len(a) == len(b) == KINDS[t["kind"]] == 2 and a[0] == b[1] == t["rank"], "C-035", t["tensor"])
-        need(t["shape"] == ([b[0], a[1]] if t["kind"] == "linear" else [a[1], b[0]]), "C-035", t["tensor"])
+        t["A"], t["B"] = file.shape(t["a"]), file.shape(t["b"])
+        found = layer(t["kind"], t["A"], t["B"], t.get("axes"))
+        need(found and found[0] == found[1] == t["rank"] and found[4] == t["shape"], "C-035", t["tensor"])
         need(not t["rank"] or abs(t["scale"] - formula(t)) <= 1e-12 * abs(formula(t)), "C-036", t["tensor"])
     need(m["content"] == root(m["digests"]), "C-038")
-    check_adapter(file, m["targets"], [(r["tensor"], r["with"]) for r in m["replacements"]], warn)
+    check_adapter(file, m["targets"], m["replacements"], warn, m["rows"], m["rescalings"])
     for name, (dtype, shape, _, _) in file.tensors.items():
         need(m["digests"][name] == digest(dtype, shape, file.data(name)), "C-037", name)
     check_finite(file)
@@ -277,34 +309,50 @@ def read_container(file, warn):
 
 
 def delta(file, m, tensor, place):
-    """One element of the update, in the orientation of the base tensor (adapter-model.md, A-034)."""
+    """One element of the update, before magnitudes; `place` is that of the base tensor, of a flat one (out, everything else)."""
     t = next(t for t in m["targets"] if t["tensor"] == tensor)
-    i, j = place if t["kind"] == "linear" else reversed(place)
-    a, b, inner, total = file.values(t["a"]), file.values(t["b"]), file.shape(t["a"])[1], 0.0
-    for k in range(t["rank"]):
-        total += b[i * t["rank"] + k] * a[k * inner + j]
+    rank, _, outs, inner, shape = layer(t["kind"], t["A"], t["B"], t.get("axes"))
+    expert, place = (place[0], place[1:]) if t["kind"] == "experts" else (0, place)
+    if t["kind"] in ("linear_transposed", "embedding") or t.get("axes") == "in_out":
+        place = place[::-1]
+    out, column = place[0], 0
+    for size, at in zip(shape[1:], place[1:]):  # of a matrix, the second index alone
+        column = column * size + at
+    a, b, total = file.values(t["a"])[expert * rank * inner:], file.values(t["b"])[expert * outs * rank:], 0.0
+    for k in range(rank):
+        total += b[out * rank + k] * a[k * inner + column]
     return formula(t) * total
 
 
 # --- PEFT: mapping/peft.md ---------------------------------------------------------------------------------------------------
-is_bool = lambda v: isinstance(v, bool)
 pattern_of = lambda ok: lambda v: isinstance(v, dict) and all(map(ok, v.values()))
 rank_ok = lambda v: is_int(v) and v >= 1
-TYPES = {"r": rank_ok, "lora_alpha": is_num, "bias": one_of("none", "all", "lora_only"), "rank_pattern": pattern_of(rank_ok),
-         "alpha_pattern": pattern_of(is_num), "target_modules": lambda v: is_str(v) or strs(v), "modules_to_save": strs, "task_type": is_str,
-         "init_lora_weights": lambda v: is_bool(v) or is_str(v), "base_model_name_or_path": is_str,
-         **dict.fromkeys(["use_rslora", "lora_bias", "fan_in_fan_out"], is_bool)}
-REFUSED = ["use_dora", "use_qalora", "use_bdlora", "kasa_config", "arrow_config", "alora_invocation_tokens", "layer_replication", "target_parameters",
-           "trainable_token_indices", "megatron_config", "velora_config", "monteclora_config", "enable_lora"]
-HARMLESS = set("""auto_mapping corda_config ensure_weight_tying eva_config exclude_modules inference_mode layers_pattern layers_to_transform
-    loftq_config lora_dropout lora_ga_config megatron_core merge_weights peft_type peft_version qalora_group_size revision runtime_config""".split())
+blocks = lambda v: v is False or isinstance(v, dict) and rank_ok(v.get("nblocks")) and all(strs(v.get("target_modules_bd_" + f) or []) for f in "ab")
+tokens = lambda v: uints(v) or pattern_of(uints)(v)
+TYPES = {"r": rank_ok, "init_r": rank_ok, "lora_alpha": is_num, "alpha": is_num, "bias": one_of("none", "all", "lora_only"),
+         "rank_pattern": pattern_of(rank_ok), "alpha_pattern": pattern_of(is_num), "target_modules": lambda v: is_str(v) or strs(v),
+         "init_lora_weights": lambda v: is_bool(v) or is_str(v), "use_bdlora": blocks, "layer_replication": pairs_of, "trainable_token_indices": tokens, "token_indices": tokens,
+         **dict.fromkeys(["task_type", "base_model_name_or_path", "peft_version"], is_str),
+         **dict.fromkeys(["modules_to_save", "target_parameters", "feedforward_modules"], strs),
+         **dict.fromkeys(["use_rslora", "lora_bias", "fan_in_fan_out", "use_dora", "use_qalora", "ensure_weight_tying"], is_bool)}
+REFUSED = ["arrow_config", "alora_invocation_tokens", "megatron_config", "enable_lora"]
+HARMLESS = set("""auto_mapping beta1 beta2 corda_config d_initial decompose_both decompose_factor deltaT eva_config exclude_modules inference_mode
+    init_ia3_weights init_weights kasa_config layers_pattern layers_to_transform loftq_config lora_dropout lora_ga_config megatron_core merge_weights
+    module_dropout monteclora_config orth_reg_weight peft_type projection_prng_key qalora_group_size rank_dropout rank_dropout_scale revision
+    runtime_config save_projection target_r tfinal tinit total_step use_effective_conv2d velora_config vera_dropout""".split())
+METHODS = {"LORA": "", "TRAINABLE_TOKENS": "", "ADALORA": "lora_A lora_B lora_E ranknum", "IA3": "ia3_l", "VERA": "vera_A vera_B vera_lambda_b vera_lambda_d",
+           "LOHA": "hada_w1_a hada_w1_b hada_w2_a hada_w2_b hada_t1 hada_t2", "LOKR": "lokr_w1 lokr_w1_a lokr_w1_b lokr_w2 lokr_w2_a lokr_w2_b lokr_t2"}
 TASKS = {"SEQ_CLS": ["classifier", "score"], "TOKEN_CLS": ["classifier", "score"], "QUESTION_ANS": ["qa_outputs"]}
+ORDERS = ["gate_up_proj down_proj", "gate_proj up_proj down_proj", "w1 w2 w3", "w1 v1 w2", "input_linear output_linear"]
 FACTOR = re.compile(r"(.+)\.(lora_A|lora_B)(?:\.([^.]+))?\.(weight|bias)|(.+)\.(lora_embedding_[AB])(?:\.([^.]+))?")
+BESIDE = re.compile(r"(.+)\.(lora_magnitude_vector)(?:\.weight|(?:\.([^.]+))?(?:\.weight)?)|(.+)\.(lora_diag)(?:\.([^.]+))?"
+                    r"|(.+?)(?:\.token_adapter)?\.(trainable_tokens_delta)(?:\.([^.]+))?")
 FOREIGN = re.compile(r"(lora_unet_|lora_te\d?_|lora_transformer_|lycoris_).*|.*\.lora_(down|up|mid)\.weight|.*lora\.(down|up)\.weight|.*\.lora_[ab](\.weight)?"
                      r"|(unet|text_encoder|text_encoder_2)\..*\.lora_[AB]\.weight|transformer\.(single_)?transformer_blocks\..*\.lora_[AB]\.weight")
-OTHER_METHODS = tuple("""lora_magnitude_vector lora_diag lora_E ranknum lora_velora_ lora_monteclora_ trainable_tokens_ hada_ lokr_ oft_ boft_ ia3_l
-    vera_ pvera_ randlora_ vblora_ fourierft_ prompt_""".split())
-
+TRAINING = ("lora_velora_", "lora_monteclora_")
+OTHER_METHODS = tuple("""lora_E ranknum trainable_tokens_original hada_ lokr_ oft_ boft_ ia3_l vera_ pvera_ randlora_ vblora_ fourierft_ prompt_""".split())
+ends_with = lambda path, names: any(("." + path).endswith("." + name) for name in names)
+is_embedding = lambda tensor: re.fullmatch(r"(.*\.)?(embed_tokens|lm_head)\.weight", tensor)
 
 def resolve(patterns, module, default):
     for key, value in (patterns or {}).items():  # file order
@@ -317,15 +365,19 @@ def read_config(data, warn):
     need(len(data) <= 1 << 20, "P-005")
     config = document(data, "P-001", "P-002")
     need("peft_type" in config or not {"lora_parameters", "fine_tune_type"} & set(config), "P-018")
-    need(config.get("peft_type") == "LORA", "P-003")
-    need(config.get("r") is not None, "P-004", "r")
+    method = config.get("peft_type")
+    need(is_str(method) and method in METHODS, "P-003")
+    if method == "ADALORA":
+        config["rank_pattern"] = None  # masks, which say which ranks are in the file
+    ranks = {"ADALORA": ["init_r"], "IA3": [], "TRAINABLE_TOKENS": []}.get(method, ["r"]) + ["qalora_group_size"] * (config.get("use_qalora") is True)
+    need(all(rank_ok(config.get(key)) for key in ranks), "P-004", str(ranks))
+    other = {"lora_alpha" if method in ("LOHA", "LOKR") else "alpha", "trainable_token_indices" if method == "TRAINABLE_TOKENS" else "token_indices",
+             *["feedforward_modules"] * (method != "IA3")}  # fields of other methods
     for key, value in config.items():
         need(key not in TYPES or TYPES[key](value) or value is None and key != "bias", "P-004", key)
-        warn += ["P-015"] if key not in TYPES and key not in REFUSED and key not in HARMLESS else []
-    need(max([config["r"], *(config.get("rank_pattern") or {}).values()]) <= 4096, "P-005")
+        warn += ["P-015"] if key in other or key not in TYPES and key not in REFUSED and key not in HARMLESS else []
+    need(max([0, *(config[key] for key in ranks), *(config.get("rank_pattern") or {}).values()]) <= 4096, "P-005")
     need(all(config.get(key) in (None, False, []) for key in REFUSED), "P-006")
-    init = config.get("init_lora_weights")
-    need(not is_str(init) or init.lower() in ("gaussian", "eva", "orthogonal", "mica"), "P-007")
     for key in [*(config.get("rank_pattern") or {}), *(config.get("alpha_pattern") or {})]:
         try:
             re.compile(rf"(.*\.)?({key})$")
@@ -335,34 +387,129 @@ def read_config(data, warn):
 
 
 def peft_parts(file, config, warn):
-    """Factor pairs by module, bias updates, and full tensors, from the names alone."""
-    pairs, biases, full, adapters, names = {}, {}, {}, set(), list(file.tensors)
+    """Tensors by module and part, bare modules' rows, full tensors, and the tensors of a method that is not LoRA, from the names alone."""
+    pairs, rows, full, made, adapters, names = {}, {}, {}, {}, set(), list(file.tensors)
+    parts_of_method = METHODS[config["peft_type"]].split()
+    for name in names:
+        parts = re.sub(r"^(base_model\.model\.)*(base_model\.)?", "", name).split(".")
+        at = next((i for i in (-1, -2) if len(parts) >= -i and parts[i] in parts_of_method), None)
+        if at:
+            made.setdefault(".".join(parts[:at]), {})[parts[at]] = name
+    names = [n for n in names if not any(n in parts.values() for parts in made.values())]
     ours = [n.startswith("base_model.model.") for n in names]
-    need(not any(FOREIGN.fullmatch(n) for n, our in zip(names, ours) if not our), "P-018")
-    weights = sum(n.endswith((".weight", ".bias")) for n in names)
-    need(any(ours) or any("lora" in n or "adapter" in n for n in names) or weights * 2 <= len(names), "A-029")
     need(all(ours) or not any(ours), "P-011")
     warn += [] if all(ours) else ["P-011"]
     for name in names:
         path = name.removeprefix("base_model.model.")
         need("." in path, "P-011", name)
-        parts, hit = path.split("."), FACTOR.fullmatch(path)
-        if hit:
-            module, part = hit[1] or hit[5], hit[2] or hit[6]
-            need("base_layer" not in module.split("."), "A-010", name)
-            adapters.add(hit[3] or hit[7] or "")
-            need(hit[4] != "bias" or part == "lora_B" and config.get("lora_bias"), "P-011", name)
-            if hit[4] == "bias":
-                biases[module] = name
+        parts, hit, beside = path.split("."), FACTOR.fullmatch(path), BESIDE.fullmatch(path)
+        if any(p.startswith(TRAINING) for p in parts[-3:]):  # left out
+            warn.append("P-011")
+            del file.tensors[name]
+        elif hit or beside:
+            groups = hit.groups() if hit else beside.groups()
+            module, part, adapter = next(groups[i:i + 3] for i in ((0, 4) if hit else (0, 3, 6)) if groups[i])
+            adapters.add(adapter or "")
+            need(config["peft_type"] == "LORA" or part == "trainable_tokens_delta", "P-011", name)
+            part = "bias" if hit and hit[4] == "bias" else part
+            need(part != "bias" or hit[2] == "lora_B" and config.get("lora_bias"), "P-011", name)
+            if part == "trainable_tokens_delta":
+                rows[module] = name
             else:
                 pairs.setdefault(module, {})[part] = name
-            continue
-        need(parts[-1] not in ("lora_A", "lora_B") and not any(p.startswith(OTHER_METHODS) for p in parts[-3:]), "A-010", name)
-        own = len(parts) > 2 and parts[-2] == "base_layer" and parts[-1] in ("weight", "bias")
-        need(own or parts[-2] not in ("base_layer", "original_module"), "A-010", name)
-        full[name] = re.sub(r"\.modules_to_save\.[^.]+\.", ".", path)
+        else:
+            need(parts[-1] not in ("lora_A", "lora_B") and not any(p.startswith(OTHER_METHODS) for p in parts[-3:]), "A-010", name)
+            own = len(parts) > 2 and parts[-2] == "base_layer" and parts[-1] in ("weight", "bias")
+            need(own or not {"base_layer", "original_module"} & set(parts), "A-010", name)
+            full[name] = re.sub(r"\.modules_to_save\.[^.]+\.", ".", path)
     need(len(adapters) <= 1, "P-012", str(adapters))
-    return pairs, biases, full
+    return pairs, rows, full, made
+
+
+def places(paths, config):
+    """Base tensor of each module with factors, the name that patterns are matched against, and whether it is a bare parameter."""
+    found, stacks = {}, {}
+    for path in paths:
+        module, attention = re.sub(r"(\.base_layer)+$", "", path), path.removesuffix(".base_layer.out_proj")
+        listed = {e.split(".")[-1] for e in config.get("target_parameters") or [] if ends_with(f"{module}.{e.split('.')[-1]}", [e])}
+        if attention != path:
+            found[path] = attention + ".out_proj.weight", attention, False
+        elif path + ".base_layer.out_proj" in paths:
+            found[path] = path + ".in_proj_weight", path, False
+        elif module == path and not listed:
+            need(".base_layer" not in path, "A-010", path)
+            found[path] = path + ".weight", path, False
+        else:
+            stacks.setdefault((module, frozenset(listed)), []).append(path)
+    for (module, listed), inner in stacks.items():  # the first one registered lies deepest
+        order = next((o.split() for o in ORDERS if listed <= set(o.split())), sorted(listed) if len(listed) == 1 else [])
+        order = [parameter for parameter in order if parameter in listed]
+        need(len(order) == len(inner), "A-010", module)
+        for path, parameter in zip(sorted(inner, key=len, reverse=True), order):
+            found[path] = f"{module}.{parameter}", f"{module}.{parameter}", True
+    return found
+
+
+def half(parts, shape, stem, core):
+    """Rows, columns and rank of L times R, of which a LoHa and a LoKr have two; and the tensors."""
+    whole, a, b, t = (parts.get(n) for n in (stem, stem + "_a", stem + "_b", core))
+    need(bool(whole) != bool(a and b) and not (whole and (a or b or t)), "A-001", stem)
+    if whole:
+        rows, cols = shape(whole)[0], math.prod(shape(whole)[1:])
+        return rows, cols, min(rows, cols), [whole]
+    (x, y), (z, cols) = shape(a), shape(b)
+    need((y == z) if not t else shape(t)[:2] == [x, z], "A-001", stem)
+    return (y, cols * math.prod(shape(t)[2:]), x, [a, b, t]) if t else (x, cols, y, [a, b])
+
+
+def other_methods(file, config, made, scale_of, warn):
+    """Targets and rescalings of AdaLoRA, LoHa, LoKr, VeRA and IA3: mapping/peft.md, 3.3."""
+    method, shape, targets, rescalings = config["peft_type"], file.shape, [], []
+    def target(module, kind, rank, inner, out, scale):
+        targets.append({"tensor": module + ".weight", "kind": kind, "A": [rank, inner], "B": [out, rank], "rank": rank, "alpha": scale * rank,
+                        "scaling": "alpha/rank"})
+    common = made.pop("", {}) if method == "VERA" else {}
+    if method == "VERA" and made:
+        need({"vera_A", "vera_B"} <= set(common), "A-010")
+    for module, parts in made.items():
+        if method == "ADALORA":
+            need({"lora_A", "lora_B", "lora_E"} <= set(parts), "A-001", module)
+            a, b, e = (shape(parts["lora_" + f]) for f in "ABE")
+            need(len(a) == len(b) == 2 and math.prod(e) == a[0] == b[1], "A-001", module)
+            warn += [] if a[0] else ["A-002"]
+            if a[0]:
+                target(module, "linear", a[0], a[1], b[0], (8 if config.get("lora_alpha") is None else config["lora_alpha"]) / (config["init_r"] + 1e-5))
+        elif method == "VERA":
+            need({"vera_lambda_b", "vera_lambda_d"} <= set(parts), "A-001", module)
+            a, b, out = shape(common["vera_A"]), shape(common["vera_B"]), math.prod(shape(parts["vera_lambda_b"]))
+            need(len(a) == len(b) == 2 and math.prod(shape(parts["vera_lambda_d"])) == a[0] == b[1] and out <= b[0], "A-001", module)
+            target(module, "linear", a[0], a[1], out, 1.0)
+        elif method == "IA3":
+            forward = module.endswith(tuple(config.get("feedforward_modules") or []))
+            rescalings += [{"tensor": module + "." + p, "by": parts["ia3_l"]} for p in (["weight"] if forward else ["weight", "bias"])]
+        else:
+            hadamard = method == "LOHA"
+            x, y = (half(parts, shape, f"{'hada' if hadamard else 'lokr'}_w{i}", f"hada_t{i}" if hadamard else "lokr_t2" * (i == 2)) for i in (1, 2))
+            need(hadamard or len(y[3]) > 1 or len(shape(y[3][0])) != 3, "A-010", module)
+            need(len(x[3] + y[3]) == len(parts) and (not hadamard or x[:2] == y[:2]), "A-001", module)
+            rows, cols = x[:2] if hadamard else (x[0] * y[0], x[1] * y[1])
+            target(module, "flat", x[2] * y[2], cols, rows, scale_of(module))
+    return targets, rescalings
+
+
+def variant(path, a, b, diagonal, config):
+    """The shapes of A and B where BD-LoRA, QALoRA or KaSA stores them in another form."""
+    need(bool(diagonal) == (config.get("kasa_config") not in (None, False, [])), "A-001", path)
+    bd, group = config.get("use_bdlora"), config.get("qalora_group_size") if config.get("use_qalora") else None
+    need(not (bd or group or diagonal) or len(a) == len(b) == 2, "A-004", path)
+    if bd and any(part in path for part in bd.get("target_modules_bd_a") or []):
+        need(a[0] % bd["nblocks"] == 0, "A-004", path)
+        a = [a[0], a[1] * bd["nblocks"]]
+    if bd and any(part in path for part in bd.get("target_modules_bd_b") or []):
+        need(b[0] % bd["nblocks"] == 0, "A-004", path)
+        b = [b[0], b[1] * bd["nblocks"]]
+    need(not diagonal or diagonal == [b[1]], "A-004", path)
+    return ([a[0], a[1] * group] if group else a), b
 
 
 def read_peft(folder, warn):
@@ -376,52 +523,78 @@ def read_peft(folder, warn):
     manifest = read_container(file, warn) if "loratool.manifest" in file.metadata else None
     need(config is not None or manifest, "P-017")
     scaling = "alpha/sqrt(rank)" if config and config.get("use_rslora") else "alpha/rank"
-    stated = lambda module: (resolve(config.get("rank_pattern"), module, config["r"]),
-                             resolve(config.get("alpha_pattern"), module, 8 if config.get("lora_alpha") is None else config["lora_alpha"]), scaling)
+    alpha = config and config.get("alpha" if config["peft_type"] in ("LOHA", "LOKR") else "lora_alpha")
+    stated = lambda module: {"rank": resolve(config.get("rank_pattern"), module, config.get("r", 1)), "scaling": scaling,
+                             "alpha": resolve(config.get("alpha_pattern"), module, 8 if alpha is None else alpha)}
     if manifest:
         for t in manifest["targets"] if config is not None else []:
-            rank, alpha, rule = stated(t["tensor"].removesuffix(".weight"))
-            theirs = formula({"rank": rank, "alpha": alpha, "scaling": rule})
-            need(t["rank"] == rank and abs(t["scale"] - theirs) <= 1e-12 * abs(t["scale"]), "P-014", t["tensor"])
+            theirs = stated(t["tensor"].removesuffix(".weight"))
+            need(t["rank"] == theirs["rank"] and abs(t["scale"] - formula(theirs)) <= 1e-12 * abs(t["scale"]), "P-014", t["tensor"])
         return file, manifest
-    pairs, biases, full = peft_parts(file, config, warn)
-    targets, replacements = [], []
+    names = list(file.tensors)
+    foreign = [n for n in names if not n.startswith("base_model.model.")]
+    need(not any(map(FOREIGN.fullmatch, foreign)), "P-018")
+    known = any("lora" in n or "adapter" in n or "ia3_l" in n or "vera_" in n or "hada_" in n or "lokr_" in n for n in names)
+    need(foreign != names or known or sum(n.endswith((".weight", ".bias")) for n in names) * 2 <= len(names), "A-029")
+    pairs, rows_of, full, made = peft_parts(file, config, warn)
+    targets, replacements, rows = [], [], []
     for module, p in pairs.items():
         embedding = any("embedding" in part for part in p)
-        need(len(p) == 2 and len({part[:-1] for part in p}) == 1, "A-001", module)
+        a, b = (p.get("lora_embedding_" + f if embedding else "lora_" + f) for f in "AB")
+        need(a and b and not (embedding and ("lora_A" in p or "lora_B" in p)), "A-001", module)
+    placed = places(list(pairs), config)
+    for module, p in pairs.items():
+        embedding, (tensor, name, parameter) = "lora_embedding_A" in p, placed[module]
         a, b = (p["lora_embedding_" + f if embedding else "lora_" + f] for f in "AB")
-        sa, sb = file.shape(a), file.shape(b)
-        need(not (len(sa) == len(sb) in (3, 4, 5) and sb[2:] == [1] * (len(sb) - 2)), "A-010", module)
-        rank, alpha, _ = stated(module)
-        targets.append({"tensor": module + ".weight", "a": a, "b": b, "rank": rank, "alpha": alpha, "scaling": scaling})
-        if module in biases:
-            targets[-1]["bias"] = {"tensor": module + ".bias", "delta": biases[module]}
-    need(set(biases) <= set(pairs), "A-001")
+        sa, sb = variant(module, file.shape(a), file.shape(b), p.get("lora_diag") and file.shape(p["lora_diag"]), config)
+        t = {"tensor": tensor, "A": sa, "B": sb, **stated(name), "kind": "embedding" if embedding else f"conv{len(sa) - 2}d" if 3 <= len(sa) <= 5 else "linear"}
+        need(len(sa) <= 5, "A-004", a)
+        count = sa[0] // t["rank"]
+        if parameter and len(sa) == len(sb) == 2 and count > 1 and sa[0] == sb[1] == count * t["rank"]:
+            t.update(kind="experts", A=[count, t["rank"], sa[1]], B=[count, sb[0], t["rank"]])
+            need(not (config.get("peft_version") or "").startswith("0.19.0"), "A-024", tensor)
+        if t["kind"][:4] == "conv" and len(sa) == len(sb) and sb[1] and sa[0] != sb[1]:
+            need(sa[0] % sb[1], "A-010", module)
+        need(layer(t["kind"], t["A"], t["B"]), "A-004", a)
+        need(t["kind"] == "experts" or sa[0] == sb[1] >= 1, "A-002", a)
+        need(t["kind"] == "experts" or sa[0] == t["rank"], "P-010", a)
+        need("bias" in p or embedding or not config.get("lora_bias"), "A-001", module)
+        need("lora_magnitude_vector" not in p or config.get("use_dora"), "P-011", module)
+        need("lora_magnitude_vector" in p or not config.get("use_dora"), "A-001", module)
+        bias = tensor.removesuffix("weight") + "bias" if tensor.endswith(".weight") else tensor.replace("in_proj_weight", "in_proj_bias")
+        t.update({"bias": {"tensor": bias, "delta": p["bias"]}} if "bias" in p else {})
+        t.update({"magnitude": p["lora_magnitude_vector"]} if "lora_magnitude_vector" in p else {})
+        targets.append(t)
+    more, rescalings = other_methods(file, config, made, lambda module: formula(stated(module)), warn)
     bias, saved = config.get("bias", "none"), (config.get("modules_to_save") or []) + TASKS.get(config.get("task_type"), [])
     for name, tensor in full.items():
         own = re.fullmatch(r"(.*)\.base_layer\.(weight|bias)", tensor)
         tensor = f"{own[1]}.{own[2]}" if own else tensor
         module, _, leaf = tensor.rpartition(".")
         parents = [tensor[:dot.start()] for dot in re.finditer(r"\.", tensor)]
-        announced = any(m and parent.endswith(m) for m in saved for parent in parents)
+        announced = any(m and parent.endswith(m) for m in saved for parent in parents) or is_embedding(tensor)
         announced = announced or leaf == "bias" and (bias == "all" or bias == "lora_only" and module in pairs)
         announced = announced or own and leaf == "weight" and module in pairs
         need(announced, "P-011" if re.search(r"(^|\.)lora_", tensor) else "P-013", name)
-        replacements.append((tensor, name))
-    for t in targets:  # shapes first, then what the config says of them
-        a, b = file.shape(t["a"]), file.shape(t["b"])
-        need(len(a) == len(b) == 2, "A-004", t["a"])
-        need(a[0] == b[1] >= 1, "A-002", t["a"])
-        need(a[0] == t["rank"], "P-010", t["a"])
-    alphas, selected = config.get("alpha_pattern") or {}, config.get("target_modules")
+        replacements.append({"tensor": tensor, "with": name})
+    listed = config.get("token_indices" if config["peft_type"] == "TRAINABLE_TOKENS" else "trainable_token_indices") or {}
+    listed = listed if isinstance(listed, dict) else {"": listed}
+    for module, name in rows_of.items():
+        of = next((key for key in listed if not key or ends_with(module, [key])), None)
+        need(of is not None, "P-013", name)
+        rows.append({"tensor": module + ".weight", "rows": listed[of], "with": name})
+    need(all(any(not key or ends_with(module, [key]) for module in rows_of) for key in listed), "A-001", "rows")
+    tied = config.get("ensure_weight_tying") and any(is_embedding(x["tensor"]) for x in targets + replacements)
+    need(not tied, "P-006", "ensure_weight_tying")
+    alphas, selected = config.get("alpha_pattern") or {}, None if config["peft_type"] in ("IA3", "TRAINABLE_TOKENS") else config.get("target_modules")
+    modules = [name for _, name, _ in placed.values()] + [module for module in made if module]
     for key in [*(config.get("rank_pattern") or {}), *alphas]:
-        need(any(m == key or re.match(rf"(.*\.)?({key})$", m) for m in pairs), "P-009", key)
-    for module in pairs:
+        need(any(m == key or re.match(rf"(.*\.)?({key})$", m) for m in modules), "P-009", key)
+    for module in modules:
         warn += ["P-009"] if len({v for k, v in alphas.items() if re.match(rf"(.*\.)?({k})$", module)}) > 1 else []
-        if selected is not None and str(selected).lower() != "all-linear":
-            listed = re.fullmatch(selected, module) if is_str(selected) else any(("." + module).endswith("." + n) for n in selected)
-            warn += [] if listed else ["P-016"]
-    check_adapter(file, targets, replacements, warn)
+        if selected is not None and str(selected).lower() != "all-linear" and not any(p and n == module for _, n, p in placed.values()):
+            warn += [] if (re.fullmatch(selected, module) if is_str(selected) else ends_with(module, selected)) else ["P-016"]
+    check_adapter(file, targets + more, replacements, warn, rows, rescalings)
     check_finite(file)
     return file, None
 

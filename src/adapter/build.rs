@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::{Adapter, BaseIdentity, Factor, Lineage, Replacement, Target};
+use super::{Adapter, BaseIdentity, Factor, Kind, Lineage, Replacement, Rescaling, RowReplacement, Target};
 use crate::error::{Diagnostic, Error, Result};
 use crate::limits::Limits;
 use crate::rules;
@@ -19,6 +19,14 @@ pub struct AdapterParts {
     pub targets: Vec<Target>,
     /// Full tensors, in any order.
     pub replacements: Vec<Replacement>,
+    /// Rows of tensors that are replaced, in any order.
+    pub rows: Vec<RowReplacement>,
+    /// Tensors that are multiplied, in any order.
+    pub rescalings: Vec<Rescaling>,
+    /// Ranges of the base's layers that stand one after the other in the model that was trained; empty if they are as stored.
+    pub replication: Vec<(u64, u64)>,
+    /// Why the published base is not the one that was trained on, if it is not: the initialisation took something out of it.
+    pub residual: Option<(Diagnostic, Removed)>,
     /// What is known of the base.
     pub base: BaseIdentity,
     /// History, oldest first.
@@ -33,6 +41,20 @@ pub struct AdapterParts {
     pub warnings: Vec<Diagnostic>,
 }
 
+/// What an initialisation took out of the published base.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Removed {
+    /// As many of the largest singular components as the rank is: PiSSA (Meng et al. 2024, equation 4).
+    LeadingComponents,
+    /// s times the product of the first columns of Q and the first rows of R: OLoRA (Büyükakyüz 2024, section 3).
+    LeadingColumns,
+    /// As many of the smallest singular components as the rank is: KaSA (Wang et al. 2024).
+    TrailingComponents,
+    /// Something that the base does not tell: random, or from data.
+    Unknown,
+}
+
 /// A scale beyond this is taken for a mistake and warned about (catalogue row A10).
 const HUGE_SCALE: f64 = 1e3;
 
@@ -44,6 +66,8 @@ impl Adapter {
     pub fn new(mut parts: AdapterParts, limits: &Limits) -> Result<Self> {
         parts.targets.sort_by(|x, y| x.tensor.cmp(&y.tensor));
         parts.replacements.sort_by(|x, y| x.tensor.cmp(&y.tensor));
+        parts.rows.sort_by(|x, y| x.tensor.cmp(&y.tensor));
+        parts.rescalings.sort_by(|x, y| x.tensor.cmp(&y.tensor));
         let mut problems = Vec::new();
         for target in &parts.targets {
             check_target(target, limits, &mut problems, &mut parts.warnings);
@@ -51,8 +75,14 @@ impl Adapter {
         for replacement in &parts.replacements {
             check_dtype(&replacement.with, &mut problems);
         }
+        for rows in &parts.rows {
+            check_rows(rows, &mut problems);
+        }
+        for rescaling in &parts.rescalings {
+            check_dtype(&rescaling.by, &mut problems);
+        }
         check_unique(&parts, &mut problems);
-        if parts.targets.is_empty() && parts.replacements.is_empty() {
+        if parts.targets.is_empty() && parts.replacements.is_empty() && parts.rows.is_empty() && parts.rescalings.is_empty() {
             problems.push(Diagnostic::new(rules::ADAPTER_NOT_EMPTY, "no LoRA pairs in the file: nothing to apply"));
         }
         let label = parts.label.clone();
@@ -84,6 +114,9 @@ fn check_target(target: &Target, limits: &Limits, problems: &mut Vec<Diagnostic>
         warnings.push(Diagnostic::new(rules::RANK_LIMIT, message).tensor(target.a.name()));
     }
     check_scaling(target, problems, warnings);
+    if let Some(magnitude) = &target.magnitude {
+        check_magnitude(target, magnitude, out, problems);
+    }
     if let Some(bias) = &target.bias {
         check_dtype(&bias.delta, problems);
         if bias.delta.info().shape.dims() != [out] {
@@ -102,25 +135,49 @@ fn check_dtype(factor: &Factor, problems: &mut Vec<Diagnostic>) {
     }
 }
 
-/// A is `(rank, in)`, B is `(out, rank)`, with one rank of at least 1.
+/// The sizes of factors that have the number of dimensions that their kind demands.
+struct Sizes {
+    a_rank: u64,
+    inner: u64,
+    out: u64,
+    b_rank: u64,
+}
+
+fn sizes(target: &Target) -> Option<Sizes> {
+    let (a, b) = (target.a.info().shape.dims(), target.b.info().shape.dims());
+    let (out, inner) = target.out_in();
+    match (target.kind, a, b) {
+        (Kind::Linear(_) | Kind::Embedding | Kind::Flat | Kind::Shared(_), &[a_rank, _], &[_, b_rank]) => {
+            Some(Sizes { a_rank, inner, out, b_rank })
+        }
+        (Kind::Experts(_), &[experts, a_rank, _], &[others, _, b_rank]) if experts == others && experts > 0 => {
+            Some(Sizes { a_rank, inner, out, b_rank })
+        }
+        (Kind::Conv, &[a_rank, ref kernel @ ..], &[_, b_rank, ref ones @ ..])
+            if (2..=4).contains(&kernel.len()) && kernel.len() == ones.len() + 1 && ones.iter().all(|&one| one == 1) =>
+        {
+            Some(Sizes { a_rank, inner, out, b_rank })
+        }
+        _ => None,
+    }
+}
+
+/// A and B have the dimensions of their kind (section 1.1 of `spec/adapter-model.md`), with one rank of at least 1.
 fn check_shapes(target: &Target, problems: &mut Vec<Diagnostic>) {
     let (a, b) = (&target.a, &target.b);
     let shapes = format!("A {} and B {}", a.info().shape, b.info().shape);
     let mut problem = |rule, message: String, help: &str| {
         problems.push(Diagnostic::new(rule, format!("target {:?}: {message}", target.tensor)).tensor(a.name()).help(help));
     };
-    let (Some((a_rank, inner)), Some((out, b_rank))) = (a.info().shape.matrix(), b.info().shape.matrix()) else {
+    let Some(Sizes { a_rank, inner, out, b_rank }) = sizes(target) else {
         let empty = a.info().shape.elements() == 0 || b.info().shape.elements() == 0 || a.info().shape.dims().len() == 1;
-        let help = if empty {
-            "empty or flat factors are what ZeRO-3 and FSDP leave when shards were not gathered; save the adapter again"
+        return if empty {
+            let help =
+                "empty or flat factors are what ZeRO-3 and FSDP leave when shards were not gathered; save the adapter again";
+            problem(rules::FACTOR_SHAPES, format!("{shapes} are not the factors of a layer"), help);
         } else {
-            "convolution and expert factors are not applied by this version"
-        };
-        return match empty {
-            true => problem(rules::FACTOR_SHAPES, format!("{shapes} are not both matrices"), help),
-            false => {
-                problem(rules::METHOD_SUPPORTED, format!("{shapes} are factors of a convolution or of a stack of experts"), help)
-            }
+            let help = "linear layers have A (rank, in) and B (out, rank); convolutions A (rank, in, k…) and B (out, rank, 1…)";
+            problem(rules::FACTOR_SHAPES, format!("{shapes} are not the factors of any known layer"), help);
         };
     };
     if a_rank == b_rank && a_rank > 0 && out > 0 && inner > 0 {
@@ -133,6 +190,15 @@ fn check_shapes(target: &Target, problems: &mut Vec<Diagnostic>) {
         }
     } else if a_rank == 0 && b_rank == 0 {
         problem(rules::RANK_AGREES, format!("rank 0 ({shapes})"), "the target has no update; write the adapter again without it");
+    } else if target.kind == Kind::Conv && b_rank > 0 && a_rank.checked_rem(b_rank) == Some(0) {
+        problem(
+            rules::METHOD_SUPPORTED,
+            format!(
+                "{shapes} are factors of a convolution in {} groups, whose A has all inputs and whose weight has not",
+                a_rank / b_rank
+            ),
+            "no weight of the grouped layer equals it, and PEFT refuses to merge it too; use it with PEFT",
+        );
     } else if inner == out && a_rank != b_rank {
         problem(
             rules::RANK_AGREES,
@@ -141,6 +207,36 @@ fn check_shapes(target: &Target, problems: &mut Vec<Diagnostic>) {
         );
     } else {
         problem(rules::RANK_AGREES, format!("{shapes} have different ranks"), "A is (rank, in) and B is (out, rank)");
+    }
+}
+
+/// One magnitude for each output.
+fn check_magnitude(target: &Target, magnitude: &Factor, out: u64, problems: &mut Vec<Diagnostic>) {
+    check_dtype(magnitude, problems);
+    let shape = &magnitude.info().shape;
+    if let Kind::Experts(_) = target.kind {
+        let message = format!("{:?} gives magnitudes to a stack of experts, which no method does", magnitude.name());
+        problems.push(Diagnostic::new(rules::METHOD_SUPPORTED, message).tensor(magnitude.name()));
+    } else if shape.elements() != out || !shape.dims().contains(&out) {
+        let message = format!("{:?} is {shape} but the layer has {out} outputs, each with a magnitude", magnitude.name());
+        problems.push(Diagnostic::new(rules::FACTOR_SHAPES, message).tensor(magnitude.name()));
+    }
+}
+
+/// As many new rows as there are indices, and none twice.
+fn check_rows(rows: &RowReplacement, problems: &mut Vec<Diagnostic>) {
+    check_dtype(&rows.with, problems);
+    let name = rows.with.name();
+    let (shape, count) = (&rows.with.info().shape, rows.rows.len() as u64);
+    if shape.dims().len() < 2 || shape.dims().first() != Some(&count) || count == 0 {
+        let message = format!("{name:?} is {shape} but {count} rows of {:?} are to be replaced", rows.tensor);
+        let help = "the config is that of another adapter, or its list of tokens was edited";
+        problems.push(Diagnostic::new(rules::FACTOR_SHAPES, message).tensor(name).help(help));
+    }
+    let mut seen = std::collections::HashSet::new();
+    if let Some(twice) = rows.rows.iter().find(|row| !seen.insert(**row)) {
+        let message = format!("row {twice} of {:?} is replaced twice by {name:?}", rows.tensor);
+        problems.push(Diagnostic::new(rules::TARGETS_UNIQUE, message).tensor(name));
     }
 }
 
@@ -171,7 +267,9 @@ fn check_scaling(target: &Target, problems: &mut Vec<Diagnostic>, warnings: &mut
 fn check_unique(parts: &AdapterParts, problems: &mut Vec<Diagnostic>) {
     let weights = parts.targets.iter().map(|t| (t.tensor.as_str(), t.a.name()));
     let biases = parts.targets.iter().filter_map(|t| t.bias.as_ref()).map(|b| (b.tensor.as_str(), b.delta.name()));
-    let replacements = parts.replacements.iter().map(|r| (r.tensor.as_str(), r.with.name()));
+    let whole = parts.replacements.iter().map(|r| (r.tensor.as_str(), r.with.name()));
+    let replacements = whole.chain(parts.rows.iter().map(|r| (r.tensor.as_str(), r.with.name())));
+    let rescaled = parts.rescalings.iter().map(|r| (r.tensor.as_str(), r.by.name()));
     let mut check = |names: &mut dyn Iterator<Item = (&str, &str)>, what: &str| {
         let mut seen: HashMap<String, String> = HashMap::new();
         for (tensor, key) in names {
@@ -181,6 +279,6 @@ fn check_unique(parts: &AdapterParts, problems: &mut Vec<Diagnostic>) {
             }
         }
     };
-    check(&mut weights.chain(biases), "updated");
+    check(&mut weights.chain(biases).chain(rescaled), "updated");
     check(&mut { replacements }, "replaced");
 }

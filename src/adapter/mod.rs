@@ -12,11 +12,11 @@ mod target;
 
 use std::sync::Arc;
 
-pub use build::AdapterParts;
+pub use build::{AdapterParts, Removed};
 pub use factor::Factor;
 pub use identity::{BaseIdentity, Lineage, LineageInput};
 pub use scaling::{Scaling, ScalingRule};
-pub use target::{BiasDelta, Kind, Orientation, Replacement, Target};
+pub use target::{Axis, BiasDelta, Kind, Orientation, Replacement, Rescaling, RowReplacement, Target};
 
 use crate::error::{Diagnostic, Result};
 
@@ -42,9 +42,39 @@ impl Adapter {
         &self.parts.targets
     }
 
+    /// The path of the `nn.MultiheadAttention` that a target is a part of, if it is one: its fused input projection is a target too.
+    pub fn attention_of<'t>(&self, target: &'t Target) -> Option<&'t str> {
+        if let Some(attention) = target.tensor.strip_suffix(".in_proj_weight") {
+            return Some(attention);
+        }
+        let attention = target.tensor.strip_suffix(".out_proj.weight")?;
+        let sibling = format!("{attention}.in_proj_weight");
+        self.targets().binary_search_by(|other| other.tensor.as_str().cmp(&sibling)).is_ok().then_some(attention)
+    }
+
     /// Tensors that replace a base tensor, sorted by its name.
     pub fn replacements(&self) -> &[Replacement] {
         &self.parts.replacements
+    }
+
+    /// Rows of tensors that are replaced, sorted by the name of the tensor.
+    pub fn rows(&self) -> &[RowReplacement] {
+        &self.parts.rows
+    }
+
+    /// Tensors that are multiplied, sorted by name.
+    pub fn rescalings(&self) -> &[Rescaling] {
+        &self.parts.rescalings
+    }
+
+    /// How the layers of the base are repeated in the model that was trained: see [`Checkpoint::replicated`](crate::Checkpoint::replicated).
+    pub fn replication(&self) -> &[(u64, u64)] {
+        &self.parts.replication
+    }
+
+    /// Why the published base is not the one that the adapter was trained on; `None` if it is.
+    pub fn residual(&self) -> Option<&Diagnostic> {
+        self.parts.residual.as_ref().map(|(why, _)| why)
     }
 
     /// What the adapter says of the base that it belongs to.
@@ -72,10 +102,11 @@ impl Adapter {
         self.parts.content.as_deref()
     }
 
-    /// Every tensor of the adapter: factors, bias updates, replacements.
+    /// Every tensor of the adapter: factors, bias updates, magnitudes, replacements, rows and multipliers.
     pub fn factors(&self) -> impl Iterator<Item = &Factor> {
-        let targets = self.targets().iter().flat_map(|t| [Some(&t.a), Some(&t.b), t.bias.as_ref().map(|b| &b.delta)]);
-        targets.flatten().chain(self.replacements().iter().map(|r| &r.with))
+        let targets = self.targets().iter().flat_map(Target::factors);
+        let whole = self.replacements().iter().map(|r| &r.with).chain(self.rows().iter().map(|r| &r.with));
+        targets.chain(whole).chain(self.rescalings().iter().map(|r| &r.by))
     }
 
     /// Makes sure that the files of the factors are what they were when they were opened.

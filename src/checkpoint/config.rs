@@ -118,6 +118,49 @@ pub(crate) fn stored_as(text: &str, dtype: &str) -> Option<String> {
     (edited != text).then_some(edited)
 }
 
+/// The text of a config with another size of the vocabulary, wherever it states one; `None` if it states none.
+pub(crate) fn with_vocabulary(text: &str, rows: u64) -> Option<String> {
+    let edited = replaced(text, "vocab_size", &rows.to_string())?.0;
+    (edited != text).then_some(edited)
+}
+
+/// What configs call the number of layers.
+const LAYER_COUNTS: &[&str] = &["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
+
+impl ModelConfig {
+    /// The config of a model whose layer number `i` is the stored layer `stack[i]`, of which there are `count`.
+    pub(super) fn with_layers(mut self, stack: &[u64], count: u64) -> Self {
+        let Some(text) = self.text.take() else { return self };
+        let mut edited = text;
+        for key in LAYER_COUNTS {
+            if let Some((counted, _)) = replaced(&edited, key, &stack.len().to_string()) {
+                edited = counted;
+            }
+        }
+        // One entry for each layer.
+        let types = value_of(&edited, "layer_types").and_then(|raw| serde_json::from_str::<Vec<serde_json::Value>>(&raw).ok());
+        if let Some(types) = types.filter(|types| types.len() as u64 == count) {
+            let repeated: Vec<_> = stack.iter().filter_map(|layer| types.get(*layer as usize)).collect();
+            let raw = serde_json::to_string(&repeated).unwrap_or_default();
+            if let Some((typed, _)) = replaced(&edited, "layer_types", &raw) {
+                edited = typed;
+            }
+        }
+        self.text = Some(edited);
+        self
+    }
+}
+
+/// The text of a value at the top or in `text_config`.
+fn value_of(text: &str, key: &str) -> Option<String> {
+    let top = members(text).ok()?;
+    let find = |members: &[Member<'_>]| members.iter().find(|m| m.key == key).map(|m| m.value.get().to_owned());
+    find(&top).or_else(|| {
+        let inner = top.iter().find(|m| m.key == "text_config")?;
+        find(&members(inner.value.get()).ok()?)
+    })
+}
+
 /// The text with every value of `key` replaced, at the top and in `text_config`; and whether there is one at the top. `None` if the text
 /// is no object.
 fn replaced(text: &str, key: &str, raw: &str) -> Option<(String, bool)> {

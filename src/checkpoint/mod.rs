@@ -10,6 +10,7 @@ mod config;
 mod coverage;
 mod find;
 mod links;
+mod replicated;
 mod roots;
 mod tied;
 
@@ -21,7 +22,7 @@ use std::path::{Path, PathBuf};
 
 pub use companions::Companion;
 pub use config::ModelConfig;
-pub(crate) use config::stored_as;
+pub(crate) use config::{stored_as, with_vocabulary};
 pub use tied::{Tie, TieReason};
 
 use crate::codec::safetensors::{SafetensorsFile, Strictness};
@@ -43,6 +44,8 @@ pub struct Checkpoint {
     index: Option<ShardIndex>,
     companions: Vec<Companion>,
     warnings: Vec<Diagnostic>,
+    /// Ranges of stored layers that stand one after the other; empty if they are as stored.
+    replication: Vec<(u64, u64)>,
 }
 
 /// One file of a checkpoint.
@@ -123,7 +126,8 @@ impl Checkpoint {
             warnings.extend_from_slice(shard.file.warnings());
         }
         let path = path.to_owned();
-        Checkpoint { path, is_folder, shards, by_tensor, config, index: None, companions: Vec::new(), warnings }
+        let (index, companions, replication) = (None, Vec::new(), Vec::new());
+        Checkpoint { path, is_folder, shards, by_tensor, config, index, companions, warnings, replication }
     }
 
     /// The file or folder, as the caller named it.

@@ -413,6 +413,22 @@ pub(super) struct OpenArgs {
     /// Whether the base stores the weights of the targets as (in, out)
     #[arg(long, value_name = "true|false")]
     pub fan_in_fan_out: Option<bool>,
+    /// How the base stores stacks of experts: (E, out, in) or (E, in, out)
+    #[arg(long, value_enum)]
+    pub expert_axes: Option<ExpertAxes>,
+    /// Add the update of nn.MultiheadAttention's out_proj twice, as PEFT up to 0.21.2 did in training
+    #[arg(long)]
+    pub attention_twice: bool,
+    /// The order in which the model registers bare parameters that were adapted
+    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',')]
+    pub parameter_order: Vec<String>,
+}
+
+/// The last two dimensions of a stack of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum ExpertAxes {
+    OutIn,
+    InOut,
 }
 
 /// What may be relaxed when an adapter is bound to a base.
@@ -434,6 +450,15 @@ pub(super) struct BindArgs {
     /// Write a tied lm_head as a tensor of its own
     #[arg(long)]
     pub untie: bool,
+    /// Accept saved embeddings with another number of rows, and write it to config.json
+    #[arg(long)]
+    pub resize_vocab: bool,
+    /// The base is the one that training saw, for adapters that changed it first (PiSSA, OLoRA, KaSA)
+    #[arg(long)]
+    pub residual_base: bool,
+    /// Take out of the base what such an adapter's initialisation took out of it, as far as the base tells
+    #[arg(long, conflicts_with = "residual_base")]
+    pub recompute_residual: bool,
     /// Leave base values that are NaN or infinite as they are
     #[arg(long)]
     pub allow_nonfinite_base: bool,

@@ -8,7 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::args::{
-    BindArgs, ConvertArgs, InspectArgs, MergeArgs, OpenArgs, OutputDtype, RecoverArgs, RoundingArg, To, UnmergeArgs,
+    BindArgs, ConvertArgs, ExpertAxes, InspectArgs, MergeArgs, OpenArgs, OutputDtype, RecoverArgs, RoundingArg, To, UnmergeArgs,
     ValidateArgs, Verb, VerifyArgs,
 };
 use super::number;
@@ -42,6 +42,8 @@ pub(super) struct InspectJob {
 pub(super) struct ValidateJob {
     pub path: PathBuf,
     pub base: Option<PathBuf>,
+    /// What an initialisation took out of the base is taken out here.
+    pub recompute: bool,
     pub open: OpenOptions,
     pub bind: BindOptions,
     pub values: Values,
@@ -59,6 +61,8 @@ pub(super) struct MergeJob {
     /// An output for each adapter, inside `output`.
     pub each: bool,
     pub dry_run: bool,
+    /// What an initialisation took out of the base is taken out here.
+    pub recompute: bool,
     pub open: OpenOptions,
     pub options: MergeOptions,
 }
@@ -72,6 +76,8 @@ pub(super) struct VerifyJob {
     pub adapters: Vec<(PathBuf, f64)>,
     /// Text lists every tensor.
     pub all: bool,
+    /// What an initialisation took out of the base is taken out here.
+    pub recompute: bool,
     pub open: OpenOptions,
     pub options: VerifyOptions,
 }
@@ -101,6 +107,8 @@ pub(super) struct ConvertJob {
     pub output: PathBuf,
     pub to: ConvertTo,
     pub base: Option<PathBuf>,
+    /// What an initialisation took out of the base is taken out here.
+    pub recompute: bool,
     pub open: OpenOptions,
     pub bind: BindOptions,
     pub overwrite: Overwrite,
@@ -136,6 +144,7 @@ fn validate(args: ValidateArgs) -> Result<ValidateJob> {
     Ok(ValidateJob {
         path: args.path,
         base: args.base,
+        recompute: args.bind.recompute_residual,
         open: open(&args.open, ReadMode::Read)?,
         bind: bind(args.bind)?,
         values: if args.values { Values::Read } else { Values::Skip },
@@ -180,6 +189,7 @@ fn merge(args: MergeArgs) -> Result<MergeJob> {
         undo_log: args.undo_log,
         each: args.each,
         dry_run: args.dry_run,
+        recompute: args.bind.recompute_residual,
         open: open(&args.open, if args.mmap { ReadMode::Map } else { ReadMode::Read })?,
         options: MergeOptions {
             bind: bind(args.bind)?,
@@ -218,6 +228,7 @@ fn verify(args: VerifyArgs) -> Result<VerifyJob> {
         base: args.base,
         adapters,
         all: args.all,
+        recompute: args.bind.recompute_residual,
         open: open(&args.open, if args.mmap { ReadMode::Map } else { ReadMode::Read })?,
         options: VerifyOptions {
             bind: bind(args.bind)?,
@@ -259,6 +270,7 @@ fn convert(args: ConvertArgs) -> Result<ConvertJob> {
             To::Peft => ConvertTo::Peft,
         },
         base: args.base,
+        recompute: args.bind.recompute_residual,
         open: open(&args.open, ReadMode::Read)?,
         bind: bind(args.bind)?,
         overwrite: overwrite(args.overwrite),
@@ -295,6 +307,12 @@ fn open(args: &OpenArgs, mode: ReadMode) -> Result<OpenOptions> {
         mode,
         alpha: args.alpha.as_deref().map(|text| number::finite(text, "alpha")).transpose()?,
         orientation: args.fan_in_fan_out.map(|transposed| if transposed { Orientation::InOut } else { Orientation::OutIn }),
+        expert_axes: args.expert_axes.map(|axes| match axes {
+            ExpertAxes::OutIn => Orientation::OutIn,
+            ExpertAxes::InOut => Orientation::InOut,
+        }),
+        attention_twice: args.attention_twice,
+        parameter_order: args.parameter_order.clone(),
         ..Default::default()
     })
 }
@@ -306,6 +324,8 @@ fn bind(args: BindArgs) -> Result<BindOptions> {
         skip_replacements: args.skip_replacements,
         add_new_tensors: args.add_new_tensors,
         untie: args.untie,
+        resize_vocabulary: args.resize_vocab,
+        residual_base: args.residual_base,
         allow_nonfinite_base: args.allow_nonfinite_base,
         allow_base_mismatch: args.allow_base_mismatch,
     })

@@ -12,10 +12,10 @@ use crate::report::{
     VerifyReport,
 };
 use crate::{
-    Adapter, Binding, ConvertOptions, Error, Plan, Result, TensorSource, Weighted, convert, dry_run, dry_run_each,
-    dry_run_in_place, inspect_adapter, inspect_checkpoint, merge, merge_each, merge_in_place, open_adapter_with,
-    open_checkpoint_with, recover, rules, unmerge_by_log, unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify,
-    verify_digests,
+    Adapter, BindOptions, Binding, Checkpoint, ConvertOptions, Error, OpenOptions, Plan, Result, TensorSource, Weighted, convert,
+    dry_run, dry_run_each, dry_run_in_place, inspect_adapter, inspect_checkpoint, merge, merge_each, merge_in_place,
+    open_adapter_with, open_checkpoint_with, recompute_residual, recover, rules, unmerge_by_log, unmerge_by_subtraction,
+    validate_adapter, validate_checkpoint, verify, verify_digests,
 };
 
 /// Carries out `job`.
@@ -90,6 +90,7 @@ fn run_validate(job: &ValidateJob) -> Result<ValidateReport> {
         None => validate_adapter(&adapter?, None, &job.open.limits),
         Some(path) => {
             let (base, adapters) = opened(open_checkpoint_with(path, &job.open), vec![adapter])?;
+            let adapters = recomputed(adapters, job.recompute.then_some(&base), &job.bind, &job.open)?;
             let adapter = adapters.first().ok_or_else(|| Error::new(rules::ARGUMENT, "no adapter is given"))?;
             validate_adapter(adapter, Some((&base, &job.bind)), &job.open.limits)
         }
@@ -108,6 +109,7 @@ fn refuse_base(base: &Option<std::path::PathBuf>) -> Result<()> {
 fn run_merge(job: &MergeJob, signals: &Signals, show_progress: bool) -> Result<MergeReport> {
     let adapters = job.adapters.iter().map(|(path, _)| open_adapter_with(path, &job.open)).collect();
     let (base, adapters) = opened(open_checkpoint_with(&job.base, &job.open), adapters)?;
+    let adapters = recomputed(adapters, job.recompute.then_some(&base), &job.options.bind, &job.open)?;
     let weighted = weighted(&adapters, &job.adapters);
     if job.dry_run {
         return match &job.output {
@@ -126,6 +128,7 @@ fn run_merge(job: &MergeJob, signals: &Signals, show_progress: bool) -> Result<M
 fn run_each(job: &MergeJob, signals: &Signals, show_progress: bool) -> Result<MergeEachReport> {
     let adapters = job.adapters.iter().map(|(path, _)| open_adapter_with(path, &job.open)).collect();
     let (base, adapters) = opened(open_checkpoint_with(&job.base, &job.open), adapters)?;
+    let adapters = recomputed(adapters, job.recompute.then_some(&base), &job.options.bind, &job.open)?;
     let weighted = weighted(&adapters, &job.adapters);
     let output = job.output.as_deref().unwrap_or(&job.base);
     if job.dry_run {
@@ -136,7 +139,8 @@ fn run_each(job: &MergeJob, signals: &Signals, show_progress: bool) -> Result<Me
 
 fn run_unmerge(job: &UnmergeJob, signals: &Signals, show_progress: bool) -> Result<UnmergeReport> {
     let adapters = job.adapters.iter().map(|(path, _)| open_adapter_with(path, &job.open)).collect();
-    let (merged, adapters) = opened(open_checkpoint_with(&job.merged, &job.open), adapters)?;
+    let (merged, adapters) = opened(open_checkpoint_with(&job.merged, &job.open).map(AsIs), adapters)?;
+    let AsIs(merged) = merged;
     let weighted = weighted(&adapters, &job.adapters);
     let total = merged.names().filter_map(|name| merged.info(name)).map(|info| info.bytes()).fold(0, u64::saturating_add);
     let watch = Watch::start(signals, "unmerging", total, show_progress);
@@ -185,6 +189,7 @@ fn verify_report(job: &VerifyJob, base: &Path, signals: &Signals, show_progress:
         (Err(first), Err(second)) => Err(joined(vec![first, second])),
     };
     let ((merged, base), adapters) = opened(both, adapters)?;
+    let adapters = recomputed(adapters, job.recompute.then_some(&base), &job.options.bind, &job.open)?;
     let weighted = weighted(&adapters, &job.adapters);
     let bytes: u64 = merged.names().filter_map(|name| merged.info(name)).map(|info| info.bytes()).fold(0, u64::saturating_add);
     let share = job.options.sample.unwrap_or(1.0);
@@ -197,6 +202,7 @@ fn run_convert(job: &ConvertJob, signals: &Signals, show_progress: bool) -> Resu
     let adapter = open_adapter_with(&job.source, &job.open);
     let base = job.base.as_ref().map(|path| open_checkpoint_with(path, &job.open)).transpose();
     let (base, adapters) = opened(base, vec![adapter])?;
+    let adapters = recomputed(adapters, base.as_ref().filter(|_| job.recompute), &job.bind, &job.open)?;
     let adapter = adapters.first().ok_or_else(|| Error::new(rules::ARGUMENT, "no adapter is given"))?;
     let options = ConvertOptions {
         to: job.to,
@@ -215,7 +221,7 @@ fn weighted<'a>(adapters: &'a [Adapter], typed: &[(std::path::PathBuf, f64)]) ->
 }
 
 /// The inputs of a command, or everything that is wrong with any of them.
-fn opened<B>(base: Result<B>, adapters: Vec<Result<Adapter>>) -> Result<(B, Vec<Adapter>)> {
+fn opened<B: Repeated>(base: Result<B>, adapters: Vec<Result<Adapter>>) -> Result<(B, Vec<Adapter>)> {
     let (mut good, mut errors) = (Vec::new(), Vec::new());
     let base = base.map_err(|error| errors.push(error)).ok();
     for adapter in adapters {
@@ -225,9 +231,51 @@ fn opened<B>(base: Result<B>, adapters: Vec<Result<Adapter>>) -> Result<(B, Vec<
         }
     }
     match (base, errors.len()) {
-        (Some(base), 0) => Ok((base, good)),
+        (Some(base), 0) => {
+            let ranges = good.first().map(|adapter: &Adapter| adapter.replication().to_vec()).unwrap_or_default();
+            Ok((base.repeated(&ranges)?, good))
+        }
         _ => Err(joined(errors)),
     }
+}
+
+/// A base whose layers may have to be repeated before an adapter fits it.
+trait Repeated: Sized {
+    fn repeated(self, ranges: &[(u64, u64)]) -> Result<Self>;
+}
+
+impl Repeated for Checkpoint {
+    fn repeated(self, ranges: &[(u64, u64)]) -> Result<Self> {
+        self.replicated(ranges)
+    }
+}
+
+impl Repeated for Option<Checkpoint> {
+    fn repeated(self, ranges: &[(u64, u64)]) -> Result<Self> {
+        self.map(|base| base.replicated(ranges)).transpose()
+    }
+}
+
+/// A merged checkpoint, whose layers are what they are.
+struct AsIs(Checkpoint);
+
+impl Repeated for AsIs {
+    fn repeated(self, _: &[(u64, u64)]) -> Result<Self> {
+        Ok(self)
+    }
+}
+
+/// A merged checkpoint, which is as it is, and its base.
+impl Repeated for (Checkpoint, Checkpoint) {
+    fn repeated(self, ranges: &[(u64, u64)]) -> Result<Self> {
+        Ok((self.0, self.1.replicated(ranges)?))
+    }
+}
+
+/// The adapters with what their initialisation took out of `base`, if there is one to take it out of.
+fn recomputed(adapters: Vec<Adapter>, base: Option<&Checkpoint>, bind: &BindOptions, open: &OpenOptions) -> Result<Vec<Adapter>> {
+    let Some(base) = base else { return Ok(adapters) };
+    adapters.into_iter().map(|adapter| recompute_residual(adapter, base, bind, &open.limits)).collect()
 }
 
 /// One error of all; the class is that of the first, and a single one keeps its cause.

@@ -6,8 +6,9 @@ use std::path::Path;
 
 use sha2::{Digest, Sha256};
 
-use super::load::{coordinates, float_of, left, nonfinite, right};
+use super::load::{Slice, block, coordinates, float_of, left, nonfinite, right};
 use super::run::ExecOptions;
+use super::scaled;
 use super::tasks::size_of_value;
 use crate::error::{Error, Result};
 use crate::kernel::{self, Dice, Float, Isa, Part, Step, Sums, Tile, Value, update_tile};
@@ -62,13 +63,14 @@ pub(super) struct Scratch {
     pub(super) out: Vec<u8>,
     /// Several results that lie next to each other.
     pub(super) window: Vec<u8>,
-    wide: Vec<f64>,
+    pub(super) wide: Vec<f64>,
     /// What the block starts from, as F64, where the kernel wants it so.
     widened: Vec<u8>,
     raw: Vec<u8>,
     lefts: Vec<Vec<f64>>,
     single: Rights<f32>,
     double: Rights<f64>,
+    pub(super) scaled: scaled::Buffers,
     shared: Shared,
 }
 
@@ -96,7 +98,7 @@ impl Scratch {
 
 /// Right panels, one per contribution, kept while the blocks of one change and the same columns follow each other.
 struct Rights<V> {
-    of: Option<(usize, Range<u64>)>,
+    of: Option<(usize, u64, Range<u64>)>,
     panels: Vec<Vec<V>>,
 }
 
@@ -106,12 +108,21 @@ impl<V> Default for Rights<V> {
     }
 }
 
-/// Rows and columns of a change as the kernels see it: vectors and plain copies are one long row.
+/// Rows and columns of a change as the kernels see it: kernels of convolutions lie in the columns, the slices of a stack below each
+/// other; vectors and plain copies are one long row.
 pub(super) fn rows_cols(change: &Change<'_>) -> (u64, u64) {
-    match change.info.shape.matrix() {
-        Some(matrix) if !change.contributions.is_empty() => matrix,
+    match change.contributions.first() {
+        Some(contribution) if change.info.shape.dims().len() > 1 => change.info.shape.split(contribution.lead),
         _ => (1, change.info.shape.elements()),
     }
+}
+
+/// The slice in which a block lies, and its rows there.
+pub(super) fn in_slice(change: &Change<'_>, rows: &Range<u64>) -> (Slice, Range<u64>) {
+    let high = change.slice_rows();
+    let index = rows.start / high;
+    let count = rows_cols(change).0.div_ceil(high);
+    (Slice { index, count }, rows.start - index * high..rows.end - index * high)
 }
 
 /// The whole result of one change, in memory, for programs that want a single tensor.
@@ -124,7 +135,7 @@ pub(crate) fn compute(ground: &dyn Ground, change: &Change<'_>, options: &ExecOp
     let high = (options.tile_bytes as u64 / (8 * cols.max(rank).max(1))).max(1);
     let mut row = 0;
     while row < rows {
-        let end = rows.min(row + high);
+        let end = rows.min(row + high).min((row / change.slice_rows() + 1) * change.slice_rows());
         let first = bytes.len();
         bytes.resize(first + size_of_rows(change, end - row), 0);
         sums.add(&compute_block(ground, isa, change, row..end, 0..cols, &mut scratch, &mut bytes[first..])?);
@@ -175,12 +186,16 @@ pub(super) fn compute_values(
     let count = ((rows.end - rows.start) * (cols.end - cols.start)) as usize;
     let to = float_of(change.info.dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
     let stored = read_origin(ground, change, &rows, &cols, total, scratch)?;
-    let from = format_between(ground, stored, to);
-    if from != stored {
+    let from = format_between(ground, change, stored, to);
+    if from != stored || is_widened(ground, change) {
         scratch.wide.resize(count, 0.0);
         stored.widen(&scratch.base, &mut scratch.wide);
+        patch(change, &rows, &cols, scratch)?;
         scratch.widened.resize(count * 8, 0);
         Float::F64.narrow(&scratch.wide, &mut scratch.widened);
+    }
+    if change.is_scaled() {
+        return scaled::compute(ground, isa, change, &rows, &cols, scratch, out);
     }
     // Taken out, so that the rest of the scratch can be borrowed beside them, and put back for the next block.
     if is_single(change) {
@@ -197,25 +212,25 @@ pub(super) fn compute_values(
 }
 
 /// The format in which a kernel takes values that are stored as `stored` and become `to`.
-fn format_between(ground: &dyn Ground, stored: Float, to: Float) -> Float {
-    if stored == to && ground.rounding() == Rounding::Nearest { to } else { Float::F64 }
+fn format_between(ground: &dyn Ground, change: &Change<'_>, stored: Float, to: Float) -> Float {
+    let as_stored = stored == to && ground.rounding() == Rounding::Nearest && change.patches.is_empty() && !change.is_scaled();
+    if as_stored { to } else { Float::F64 }
 }
 
 /// Are the values of the base widened to F64 before the kernel gets them?
 pub(super) fn is_widened(ground: &dyn Ground, change: &Change<'_>) -> bool {
     match (float_of(origin_info(change).dtype), float_of(change.info.dtype)) {
-        (Some(stored), Some(to)) => format_between(ground, stored, to) != stored,
+        (Some(stored), Some(to)) => {
+            let between = format_between(ground, change, stored, to);
+            between != stored || !change.patches.is_empty() || change.is_scaled()
+        }
         _ => false,
     }
 }
 
 /// Is f32 enough for all factors?
 fn is_single(change: &Change<'_>) -> bool {
-    let single = |panel: &Panel<'_>| match panel {
-        Panel::Direct(factor) | Panel::Transposed(factor) => factor.info().dtype != Dtype::F64,
-        Panel::One => true,
-    };
-    change.contributions.iter().all(|c| single(&c.left) && single(&c.right))
+    change.contributions.iter().flat_map(Contribution::factors).all(|factor| factor.info().dtype != Dtype::F64)
 }
 
 /// Loads the panels and computes.
@@ -234,13 +249,15 @@ fn apply<V: Value>(
     let (_, total) = rows_cols(change);
     let count = change.contributions.len();
     // A plan's changes stay where they are while it is carried out: the address says which one it is.
-    let of = (std::ptr::from_ref(change).addr(), cols.clone());
+    let (slice, within) = in_slice(change, rows);
+    let of = (std::ptr::from_ref(change).addr(), slice.index, cols.clone());
     let held = rights.of.replace(of.clone()) == Some(of);
     scratch.lefts.resize_with(count.max(scratch.lefts.len()), Default::default);
     rights.panels.resize_with(count.max(rights.panels.len()), Default::default);
     for ((contribution, l), r) in change.contributions.iter().zip(&mut scratch.lefts).zip(&mut rights.panels) {
-        left(&contribution.left, rows.clone(), contribution.rank, &mut scratch.raw, l)?;
-        if !held && let Err(error) = right(&contribution.right, cols.clone(), contribution.rank, total, &mut scratch.raw, r) {
+        let rank = contribution.rank;
+        left(&contribution.left, slice, within.clone(), rank, &mut scratch.raw, l)?;
+        if !held && let Err(error) = right(&contribution.right, slice, cols.clone(), rank, total, &mut scratch.raw, r) {
             rights.of = None;
             return Err(error);
         }
@@ -272,11 +289,11 @@ fn keeps_nonfinite(ground: &dyn Ground, change: &Change<'_>) -> bool {
     matches!(change.origin, Origin::Base { .. }) && (ground.keep_nonfinite() || change.contributions.is_empty())
 }
 
-/// When PEFT rounds an update: that of an embedding always before the sum, that of a bias never.
-fn step(rounding: Rounding, contribution: &Contribution<'_>) -> Step {
+/// When PEFT rounds an update: that of an embedding or of a stack always before the sum, that of a bias never.
+fn step(rounding: Rounding, contribution: &Contribution) -> Step {
     let is_bias = matches!(contribution.left, Panel::One);
     match rounding {
-        _ if contribution.embedding => Step::Update,
+        _ if contribution.rounded_apart => Step::Update,
         Rounding::PeftSafe if !is_bias => Step::Update,
         _ => Step::Sum,
     }
@@ -291,7 +308,7 @@ fn key(seed: u64, tensor: &str) -> u64 {
     hash.finalize().first_chunk().map_or(0, |bytes| u64::from_le_bytes(*bytes))
 }
 
-fn part_of<'s, V>(contribution: &Contribution<'_>, left: &'s [f64], right: &'s [V]) -> Part<'s, V> {
+fn part_of<'s, V>(contribution: &Contribution, left: &'s [f64], right: &'s [V]) -> Part<'s, V> {
     Part { left, right, rank: contribution.rank as usize, scale: contribution.scale }
 }
 
@@ -338,6 +355,54 @@ fn read_origin(
     Ok(float)
 }
 
+/// Reads a block of what a change starts from into `scratch.wide`.
+///
+/// # Errors
+/// `A-008`, `E-001`, `E-004`.
+pub(super) fn widened_origin(
+    ground: &dyn Ground,
+    change: &Change<'_>,
+    rows: &Range<u64>,
+    cols: &Range<u64>,
+    scratch: &mut Scratch,
+) -> Result<()> {
+    let stored = read_origin(ground, change, rows, cols, rows_cols(change).1, scratch)?;
+    scratch.wide.resize(scratch.base.len() / stored.size(), 0.0);
+    stored.widen(&scratch.base, &mut scratch.wide);
+    patch(change, rows, cols, scratch)
+}
+
+/// Puts the rows that are replaced into `scratch.wide`.
+fn patch(change: &Change<'_>, rows: &Range<u64>, cols: &Range<u64>, scratch: &mut Scratch) -> Result<()> {
+    let Scratch { wide, raw, .. } = scratch;
+    patched(change, rows, cols, raw, wide)
+}
+
+/// Puts the rows that are replaced into a block of a change, widened.
+pub(super) fn patched(
+    change: &Change<'_>,
+    rows: &Range<u64>,
+    cols: &Range<u64>,
+    raw: &mut Vec<u8>,
+    wide: &mut [f64],
+) -> Result<()> {
+    if change.patches.is_empty() {
+        return Ok(());
+    }
+    // Without contributions a change is one long row of values.
+    let width = change.info.shape.split(1).1.max(1);
+    debug_assert!(*rows == (0..1), "a change with replaced rows is one long row");
+    let from = change.patches.partition_point(|patch| (patch.row + 1) * width <= cols.start);
+    let mut values = Vec::<f64>::new();
+    for patch in change.patches[from..].iter().take_while(|patch| patch.row * width < cols.end) {
+        let (begin, end) = ((patch.row * width).max(cols.start), ((patch.row + 1) * width).min(cols.end));
+        let inside = begin - patch.row * width..end - patch.row * width;
+        block(patch.with, 0, patch.index..patch.index + 1, inside, width, raw, &mut values)?;
+        wide[(begin - cols.start) as usize..(end - cols.start) as usize].copy_from_slice(&values);
+    }
+    Ok(())
+}
+
 /// Finds the first value of a block that is not finite and says whose fault it is.
 fn first_nonfinite(
     ground: &dyn Ground,
@@ -350,7 +415,7 @@ fn first_nonfinite(
     let (_, total) = rows_cols(change);
     let plain = |dtype| float_of(dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
     let to = plain(change.info.dtype);
-    let from = format_between(ground, plain(origin_info(change).dtype), to);
+    let from = if is_widened(ground, change) { Float::F64 } else { to };
     let width = (cols.end - cols.start) as usize;
     let (mut base, mut out) = (vec![0.0f64; result.len() / to.size()], vec![0.0f64; result.len() / to.size()]);
     from.widen(if is_widened(ground, change) { &scratch.widened } else { &scratch.base }, &mut base);

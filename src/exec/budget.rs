@@ -43,6 +43,8 @@ pub(crate) fn memory(plans: &[&Plan<'_>], options: &ExecOptions, needs: Needs) -
         let panels: u64 = change.contributions.iter().map(|c| 3 * 8 * c.rank * (rows + cols)).sum();
         // As stored, which is 8 bytes at most, and twice as F64.
         let base = if is_widened(plan, change) { 24 } else { size_of_value(change) };
+        // Two sums, a product as values and as bytes, and zeros.
+        let base = if change.is_scaled() { base + 40 } else { base };
         rows * cols * (base + size_of_value(change)) + panels
     };
     let most = plans.iter().flat_map(|plan| plan.changes().map(|change| of(plan, change))).max();

@@ -7,11 +7,12 @@ use std::path::Path;
 
 use rayon::prelude::*;
 
-use super::block::{self, Ground, rows_cols};
+use super::block::{self, Ground, in_slice, patched, rows_cols};
 use super::load::{float_of, left, right};
 use super::measure::{Figures, Probe};
 use super::run::{ExecOptions, Progress, interrupted};
-use super::spread::{blocks, pieces};
+use super::scaled;
+use super::spread::{Block, blocks, pieces};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
 use crate::kernel::{Float, Isa};
@@ -109,9 +110,7 @@ impl Comparison<'_, '_> {
     /// # Errors
     /// `E-001`, `E-004`, `A-008`, `E-006`.
     pub(crate) fn figures(&self, change: &Change<'_>, stored: Float) -> Result<Figures> {
-        let (rows, cols) = rows_cols(change);
-        let blocks = blocks(rows, cols, rank(change), BLOCK, self.share);
-        let found: Result<Vec<Figures>> = blocks
+        let found: Result<Vec<Figures>> = parts(change, BLOCK, self.share)
             .into_par_iter()
             .map_init(Scratch::default, |scratch, (rows, cols)| self.figures_of_block(change, stored, rows, cols, scratch))
             .collect();
@@ -130,7 +129,7 @@ impl Comparison<'_, '_> {
             return Err(interrupted());
         }
         self.load(change, stored, &rows, &cols, scratch)?;
-        update(change, rows.clone(), cols.clone(), scratch)?;
+        wanted(self.plan, change, &rows, &cols, scratch)?;
         let mut figures = Figures::of(stored, &scratch.base, &scratch.delta, &scratch.merged);
         figures.as_base = match (&change.origin, plan_info(self.plan, change)) {
             (Origin::Base { .. }, _) => figures.as_origin,
@@ -153,7 +152,6 @@ impl Comparison<'_, '_> {
     /// As [`figures`](Self::figures).
     pub(crate) fn is_rounded(&self, change: &Change<'_>, rounding: Rounding) -> Result<bool> {
         let ground = Rounded { plan: self.plan, rounding };
-        let (rows, cols) = rows_cols(change);
         let size = change.info.bytes().checked_div(change.info.shape.elements()).unwrap_or(1);
         let same = |(rows, cols): (Range<u64>, Range<u64>)| -> Result<bool> {
             if self.progress.cancelled() {
@@ -167,8 +165,7 @@ impl Comparison<'_, '_> {
             read_block(total, &rows, &cols, size as usize, &mut found, |at, buf| self.merged.read(&change.name, at, buf))?;
             Ok(out == found)
         };
-        let found: Vec<bool> =
-            blocks(rows, cols, rank(change), BLOCK, self.share).into_par_iter().map(same).collect::<Result<_>>()?;
+        let found: Vec<bool> = parts(change, BLOCK, self.share).into_par_iter().map(same).collect::<Result<_>>()?;
         Ok(found.into_iter().all(|same| same))
     }
 
@@ -181,14 +178,14 @@ impl Comparison<'_, '_> {
         let share = (PROBED as f64 / (rows * cols).max(1) as f64).min(1.0);
         let mut probes = vec![Probe::default(); with.len()];
         let mut scratch = Scratch::default();
-        for (rows, cols) in blocks(rows, cols, rank(change), PROBED, share) {
+        for (rows, cols) in parts(change, PROBED, share) {
             if self.progress.cancelled() {
                 return Err(interrupted());
             }
             self.load(change, stored, &rows, &cols, &mut scratch)?;
             for (alternative, probe) in with.iter().zip(&mut probes) {
                 match alternative.lay {
-                    Lay::AsIs => update(alternative.update, rows.clone(), cols.clone(), &mut scratch)?,
+                    Lay::AsIs => wanted(self.plan, alternative.update, &rows, &cols, &mut scratch)?,
                     Lay::Transposed => {
                         update(alternative.update, cols.clone(), rows.clone(), &mut scratch)?;
                         turn(&mut scratch, (rows.end - rows.start) as usize);
@@ -276,8 +273,25 @@ fn plan_info(plan: &Plan<'_>, change: &Change<'_>) -> Option<Float> {
     float_of(info.dtype).filter(|_| info.shape == change.info.shape)
 }
 
-pub(super) fn rank(change: &Change<'_>) -> u64 {
-    change.contributions.iter().map(|c| c.rank).max().unwrap_or(1)
+fn rank(change: &Change<'_>) -> u64 {
+    change.contributions.iter().map(|c| c.rank).max().unwrap_or(1).max(1)
+}
+
+/// The parts of a change that are looked at, none of them in two slices, all of whole rows where a value depends on its row.
+pub(super) fn parts(change: &Change<'_>, values: u64, share: f64) -> Vec<Block> {
+    let (rows, cols) = rows_cols(change);
+    let values = if change.needs_whole_rows() { values.max(cols.saturating_mul(rank(change))) } else { values };
+    let high = change.slice_rows();
+    let cut = |(rows, cols): Block| {
+        let (mut parts, mut row) = (Vec::new(), rows.start);
+        while row < rows.end {
+            let end = rows.end.min((row / high + 1) * high);
+            parts.push((row..end, cols.clone()));
+            row = end;
+        }
+        parts
+    };
+    blocks(rows, cols, rank(change), values, share).into_iter().flat_map(cut).collect()
 }
 
 /// Reads a block of what a change starts from into `scratch.base`, widened.
@@ -302,6 +316,29 @@ pub(super) fn load_origin(
     base.clear();
     base.resize(raw.len() / float.size(), 0.0);
     float.widen(raw, base);
+    patched(change, rows, cols, raw, base)
+}
+
+/// A block of what is wanted beyond the base, D, into `scratch.delta`; the base's block is in `scratch.base`.
+fn wanted(plan: &Plan<'_>, change: &Change<'_>, rows: &Range<u64>, cols: &Range<u64>, scratch: &mut Scratch) -> Result<()> {
+    if !change.is_scaled() {
+        return update(change, rows.clone(), cols.clone(), scratch);
+    }
+    let mut total = scratch.base.clone();
+    for (i, contribution) in change.contributions.iter().enumerate() {
+        let alone = Change { contributions: vec![contribution.clone()], ..change.clone() };
+        update(&alone, rows.clone(), cols.clone(), scratch)?;
+        total.iter_mut().zip(&scratch.delta).for_each(|(t, d)| *t += d);
+        if let Some(gain) = &contribution.gain {
+            let Scratch { base, delta, .. } = scratch;
+            let norms = || scaled::norms_of_columns(plan, Isa::Portable, change);
+            let by = scaled::factors(change, i, gain, (base, delta), (rows, cols), norms)?;
+            scaled::multiply(&mut total, gain.along, &by, (cols.end - cols.start) as usize);
+        }
+    }
+    let Scratch { base, delta, .. } = scratch;
+    delta.clear();
+    delta.extend(total.iter().zip(base.iter()).map(|(t, w)| t - w));
     Ok(())
 }
 
@@ -334,10 +371,11 @@ pub(super) fn update(change: &Change<'_>, rows: Range<u64>, cols: Range<u64>, sc
     delta.clear();
     delta.resize((rows.end - rows.start) as usize * width, 0.0);
     let mut sum = [0.0; PANEL];
-    for contribution in &change.contributions {
+    let (slice, within) = in_slice(change, &rows);
+    for contribution in change.contributions.iter().filter(|contribution| contribution.rank > 0) {
         let rank = contribution.rank as usize;
-        left(&contribution.left, rows.clone(), contribution.rank, raw, l)?;
-        right(&contribution.right, cols.clone(), contribution.rank, total, raw, r)?;
+        left(&contribution.left, slice, within.clone(), contribution.rank, raw, l)?;
+        right(&contribution.right, slice, cols.clone(), contribution.rank, total, raw, r)?;
         let mut start = 0;
         while start < width {
             let end = (start + PANEL).min(width);

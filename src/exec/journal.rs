@@ -72,28 +72,28 @@ pub(crate) struct Journal {
 }
 
 /// The bytes of a journal to be written.
-pub(crate) struct Draft<'c, 'a> {
+pub(crate) struct Draft<'c> {
     head: Vec<u8>,
     offsets: Vec<u64>,
-    factors: Vec<&'a Factor>,
+    factors: Vec<&'c Factor>,
     old: &'c [u64],
     /// Length of the whole file.
     pub(crate) len: u64,
 }
 
-impl<'c, 'a> Draft<'c, 'a> {
+impl<'c> Draft<'c> {
     /// Describes the changes of `files` by index, and the marks `old` of their windows.
     ///
     /// # Errors
     /// `A-008`, `E-001`, `E-004` if a factor cannot be read.
     pub(crate) fn new(
         files: &[FileRecord],
-        changes: &[(usize, &'c Change<'a>)],
+        changes: &[(usize, &'c Change<'_>)],
         old: &'c [u64],
         keep_nonfinite: bool,
         record_after: Option<String>,
     ) -> Result<Self> {
-        let mut factors: Vec<&'a Factor> = Vec::new();
+        let mut factors: Vec<&'c Factor> = Vec::new();
         let records = record(changes, &mut factors);
         let units = windows(changes.iter().map(|(_, change)| *change)).1;
         let (old_info, new_info) = (table(old.len() as u64), table(units));

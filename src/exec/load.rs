@@ -10,16 +10,17 @@ use crate::plan::Panel;
 use crate::rules;
 use crate::tensor::{Dtype, TensorSource, pieces};
 
-/// Rows `rows` of B `(out, rank)` and all of A `(rank, in)`, in f64.
+/// Rows `rows` of B `(out, rank)` and all of A `(rank, in)`, in f64; of a stack, those of one expert.
 ///
 /// # Errors
 /// `A-008`, `E-001`, `E-004`.
-pub(crate) fn read_factors(target: &Target, rows: Range<u64>) -> Result<(Vec<f64>, Vec<f64>)> {
+pub(crate) fn read_factors(target: &Target, expert: u64, rows: Range<u64>) -> Result<(Vec<f64>, Vec<f64>)> {
     let (_, inner) = target.out_in();
     let rank = target.scaling.rank;
+    let slice = Slice { index: expert, count: target.experts().unwrap_or(1) };
     let (mut raw, mut b, mut a) = (Vec::new(), Vec::new(), Vec::new());
-    block(&target.b, rows, 0..rank, rank, &mut raw, &mut b)?;
-    block(&target.a, 0..rank, 0..inner, inner, &mut raw, &mut a)?;
+    block(&target.b, slice.first(&target.b), rows, 0..rank, rank, &mut raw, &mut b)?;
+    block(&target.a, slice.first(&target.a), 0..rank, 0..inner, inner, &mut raw, &mut a)?;
     Ok((b, a))
 }
 
@@ -79,11 +80,32 @@ pub(crate) fn float_of(dtype: Dtype) -> Option<Float> {
     }
 }
 
-/// Left panel, rows `rows` of `(rows, rank)`.
-pub(super) fn left(panel: &Panel<'_>, rows: Range<u64>, rank: u64, raw: &mut Vec<u8>, out: &mut Vec<f64>) -> Result<()> {
+/// One slice of a stack of so many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Slice {
+    pub(super) index: u64,
+    pub(super) count: u64,
+}
+
+impl Slice {
+    /// The element of a factor with which the slice begins.
+    fn first(self, factor: &Factor) -> u64 {
+        factor.info().shape.elements() / self.count.max(1) * self.index
+    }
+}
+
+/// Left panel, rows `rows` of the slice's `(rows, rank)`.
+pub(super) fn left(
+    panel: &Panel,
+    slice: Slice,
+    rows: Range<u64>,
+    rank: u64,
+    raw: &mut Vec<u8>,
+    out: &mut Vec<f64>,
+) -> Result<()> {
     match panel {
-        Panel::Direct(factor) => block(factor, rows, 0..rank, rank, raw, out),
-        Panel::Transposed(factor) => transposed(factor, rows, rank, raw, out),
+        Panel::Direct(factor) => block(factor, slice.first(factor), rows, 0..rank, rank, raw, out),
+        Panel::Transposed(factor) => transposed(factor, slice.first(factor), rows, rank, raw, out),
         Panel::One => {
             out.clear();
             out.resize(size(rows.end - rows.start), 1.0);
@@ -92,9 +114,10 @@ pub(super) fn left(panel: &Panel<'_>, rows: Range<u64>, rank: u64, raw: &mut Vec
     }
 }
 
-/// Right panel, columns `cols` of `(rank, total)`.
+/// Right panel, columns `cols` of the slice's `(rank, total)`.
 pub(super) fn right<V: Value>(
-    panel: &Panel<'_>,
+    panel: &Panel,
+    slice: Slice,
     cols: Range<u64>,
     rank: u64,
     total: u64,
@@ -102,12 +125,12 @@ pub(super) fn right<V: Value>(
     out: &mut Vec<V>,
 ) -> Result<()> {
     match panel {
-        Panel::Direct(factor) => block(factor, 0..rank, cols, total, raw, out),
+        Panel::Direct(factor) => block(factor, slice.first(factor), 0..rank, cols, total, raw, out),
         // B (cols, rank): its rows are contiguous, the panel wants its columns.
         Panel::Transposed(factor) => {
             let mut plain = Vec::new();
             let n = size(cols.end - cols.start);
-            block(factor, cols, 0..rank, rank, raw, &mut plain)?;
+            block(factor, slice.first(factor), cols, 0..rank, rank, raw, &mut plain)?;
             let rank = size(rank);
             out.clear();
             out.resize(plain.len(), V::default());
@@ -123,11 +146,11 @@ pub(super) fn right<V: Value>(
 }
 
 /// Columns `cols` of A `(rank, total)`, transposed: `(cols, rank)`.
-fn transposed(factor: &Factor, cols: Range<u64>, rank: u64, raw: &mut Vec<u8>, out: &mut Vec<f64>) -> Result<()> {
+fn transposed(factor: &Factor, first: u64, cols: Range<u64>, rank: u64, raw: &mut Vec<u8>, out: &mut Vec<f64>) -> Result<()> {
     let total = factor.info().shape.dims().last().copied().unwrap_or(0);
     let mut plain = Vec::new();
     let n = size(cols.end - cols.start);
-    block(factor, 0..rank, cols, total, raw, &mut plain)?;
+    block(factor, first, 0..rank, cols, total, raw, &mut plain)?;
     let rank = size(rank);
     out.clear();
     out.resize(plain.len(), 0.0);
@@ -139,9 +162,10 @@ fn transposed(factor: &Factor, cols: Range<u64>, rank: u64, raw: &mut Vec<u8>, o
     Ok(())
 }
 
-/// A block of a row-major matrix with `total` columns, in one read if the rows are whole.
-fn block<V: Value>(
+/// A block of a row-major matrix with `total` columns that begins at element `first`, in one read if the rows are whole.
+pub(super) fn block<V: Value>(
     factor: &Factor,
+    first: u64,
     rows: Range<u64>,
     cols: Range<u64>,
     total: u64,
@@ -153,10 +177,10 @@ fn block<V: Value>(
     out.clear();
     out.resize(size((rows.end - rows.start) * width), V::default());
     if width == total {
-        return range(factor, float, rows.start * total, raw, out);
+        return range(factor, float, first + rows.start * total, raw, out);
     }
     for (row, part) in rows.zip(out.chunks_exact_mut(size(width).max(1))) {
-        range(factor, float, row * total + cols.start, raw, part)?;
+        range(factor, float, first + row * total + cols.start, raw, part)?;
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ mod recipe;
 mod restore;
 mod roll;
 mod run;
+mod scaled;
 mod spread;
 mod tasks;
 mod undo;

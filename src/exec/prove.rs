@@ -55,8 +55,8 @@ fn bound(change: &Change<'_>) -> Result<f64> {
     Ok(sum)
 }
 
-fn norm(panel: &Panel<'_>) -> Result<f64> {
-    let (Panel::Direct(factor) | Panel::Transposed(factor)) = panel else { return Ok(1.0) };
+fn norm(panel: &Panel) -> Result<f64> {
+    let Some(factor) = panel.factor() else { return Ok(1.0) };
     let mut square = 0.0;
     each_value(factor, |values| square += values.iter().map(|x| x * x).sum::<f64>())?;
     Ok(square.sqrt())

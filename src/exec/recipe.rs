@@ -15,7 +15,7 @@ use crate::adapter::Factor;
 use crate::codec::safetensors::SafetensorsFile;
 use crate::error::Result;
 use crate::io::tensor_digest;
-use crate::plan::{Change, Contribution, Origin, Panel};
+use crate::plan::{Change, Contribution, Norms, Origin, Panel};
 use crate::tensor::{Dtype, Shape, TensorInfo, TensorSource, is_plain_float, pieces};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -38,8 +38,19 @@ pub(super) struct ChangeRecord {
 struct PartRecord {
     rank: u64,
     scale: f64,
+    /// Dimensions that count rows: 2 for a stack of experts.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    lead: usize,
     left: PanelRecord,
     right: PanelRecord,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(lead: &usize) -> bool {
+    *lead == 1
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -57,8 +68,8 @@ const WORTH_THREADS: u64 = 8 << 20;
 pub(super) type Factors = HashMap<String, Factor>;
 
 /// Writes down `changes`, each with the index of its file; `factors` takes what they need, in the order of its names.
-pub(super) fn record<'a>(changes: &[(usize, &Change<'a>)], factors: &mut Vec<&'a Factor>) -> Vec<ChangeRecord> {
-    let mut name = |factor: &'a Factor| {
+pub(super) fn record<'c>(changes: &[(usize, &'c Change<'_>)], factors: &mut Vec<&'c Factor>) -> Vec<ChangeRecord> {
+    let mut name = |factor: &'c Factor| {
         factors.push(factor);
         factor_name(factors.len() - 1)
     };
@@ -68,13 +79,18 @@ pub(super) fn record<'a>(changes: &[(usize, &Change<'a>)], factors: &mut Vec<&'a
             Origin::Adapter(factor) => Some(name(factor)),
             Origin::Base { .. } => None,
         };
-        let mut panel = |panel: &Panel<'a>| match panel {
+        let mut panel = |panel: &'c Panel| match panel {
             Panel::One => PanelRecord::One,
             Panel::Direct(factor) => PanelRecord::Direct(name(factor)),
             Panel::Transposed(factor) => PanelRecord::Transposed(name(factor)),
         };
-        let part =
-            |c: &Contribution<'a>| PartRecord { rank: c.rank, scale: c.scale, left: panel(&c.left), right: panel(&c.right) };
+        let part = |c: &'c Contribution| PartRecord {
+            rank: c.rank,
+            scale: c.scale,
+            lead: c.lead,
+            left: panel(&c.left),
+            right: panel(&c.right),
+        };
         records.push(ChangeRecord {
             file: *file,
             tensor: change.name.clone(),
@@ -158,40 +174,53 @@ impl ChangeRecord {
         let panel = |record: &PanelRecord| {
             Some(match record {
                 PanelRecord::One => Panel::One,
-                PanelRecord::Direct(name) => Panel::Direct(factors.get(name)?),
-                PanelRecord::Transposed(name) => Panel::Transposed(factors.get(name)?),
+                PanelRecord::Direct(name) => Panel::Direct(factors.get(name)?.clone()),
+                PanelRecord::Transposed(name) => Panel::Transposed(factors.get(name)?.clone()),
             })
         };
         let part = |part: &PartRecord| {
             let (left, right) = (panel(&part.left)?, panel(&part.right)?);
-            Some(Contribution { adapter: 0, left, right, rank: part.rank, scale: part.scale, embedding: false })
+            let PartRecord { rank, scale, lead, .. } = *part;
+            (lead == 1 || lead == 2).then_some(())?;
+            let (adapter, tensors, gain, rounded_apart) = (0, Vec::new(), None, false);
+            Some(Contribution { adapter, tensors, left, right, rank, scale, lead, gain, rounded_apart })
         };
         let contributions: Option<Vec<_>> = record.parts.iter().map(part).collect();
-        let (name, begin) = (record.tensor.clone(), record.begin);
-        Some((record.file, Change { name, info, begin, origin, contributions: contributions?, added: false }))
+        let (name, begin, contributions) = (record.tensor.clone(), record.begin, contributions?);
+        let (patches, norms) = (Vec::new(), Norms::default());
+        Some((record.file, Change { name, info, begin, origin, contributions, added: false, patches, norms }))
     }
 
     /// `None` if the change does not fit its factors.
     pub(super) fn fits(&self, change: &Change<'_>) -> Option<()> {
-        let is = |factor: &Factor, dims: &[u64]| factor.info().shape.dims() == dims && is_plain_float(factor.info().dtype);
+        let (rows, cols) = rows_cols(change);
+        let (high, slices) = (change.slice_rows(), rows.checked_div(change.slice_rows())?);
+        // Kernels of convolutions are columns, and the slices of a stack lie behind each other.
+        let is = |factor: &Factor, [first, second]: [u64; 2]| {
+            let shape = &factor.info().shape;
+            let lead =
+                if slices > 1 || shape.dims().len() == 3 && change.contributions.iter().any(|c| c.lead == 2) { 2 } else { 1 };
+            let leads = slices.checked_mul(first);
+            let fits = shape.dims().len() > lead && leads == Some(shape.split(lead).0) && shape.split(lead).1 == second;
+            fits && is_plain_float(factor.info().dtype)
+        };
         if let Origin::Adapter(with) = change.origin {
             (with.info().shape == change.info.shape && is_plain_float(with.info().dtype)).then_some(())?;
         } else if self.parts.is_empty() {
             return None;
         }
-        let (rows, cols) = rows_cols(change);
         for part in &change.contributions {
             let rank = part.rank;
             (rank > 0 && part.scale.is_finite()).then_some(())?;
-            let left = match part.left {
+            let left = match &part.left {
                 Panel::One => rows == 1 && rank == 1,
-                Panel::Direct(factor) => is(factor, &[rows, rank]),
-                Panel::Transposed(factor) => is(factor, &[rank, rows]),
+                Panel::Direct(factor) => is(factor, [high, rank]),
+                Panel::Transposed(factor) => is(factor, [rank, high]),
             };
-            let right = match part.right {
+            let right = match &part.right {
                 Panel::One => false,
-                Panel::Direct(factor) => is(factor, &[rank, cols]) || rank == 1 && is(factor, &[cols]),
-                Panel::Transposed(factor) => is(factor, &[cols, rank]),
+                Panel::Direct(factor) => is(factor, [rank, cols]) || rank == 1 && factor.info().shape.dims() == [cols],
+                Panel::Transposed(factor) => is(factor, [cols, rank]),
             };
             (left && right).then_some(())?;
         }

@@ -4,13 +4,11 @@
 
 use rayon::prelude::*;
 
-use super::compare::{BLOCK, Scratch, load_origin, rank, update};
+use super::compare::{BLOCK, Scratch, load_origin, parts, update};
 use super::load::float_of;
 use super::measure::unit;
 use super::run::{Progress, interrupted};
-use super::spread::blocks;
 use crate::error::Result;
-use crate::exec::block::rows_cols;
 use crate::kernel::Float;
 use crate::plan::{Change, Plan};
 
@@ -69,9 +67,8 @@ pub(crate) fn restored(plan: &Plan<'_>, progress: &dyn Progress) -> Result<Resto
 }
 
 fn of_change(plan: &Plan<'_>, change: &Change<'_>, progress: &dyn Progress) -> Result<Restored> {
-    let (rows, cols) = rows_cols(change);
     let stored = float_of(change.info.dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
-    let found: Result<Vec<Restored>> = blocks(rows, cols, rank(change), BLOCK, 1.0)
+    let found: Result<Vec<Restored>> = parts(change, BLOCK, 1.0)
         .into_par_iter()
         .map_init(Scratch::default, |scratch, (rows, cols)| {
             if progress.cancelled() {

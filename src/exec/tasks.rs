@@ -173,7 +173,7 @@ pub(super) fn rank(change: &Change<'_>) -> u64 {
 /// Splits a change into blocks as if it had this rank. With `whole_rows` the blocks are consecutive in the file.
 pub(super) fn tiles(change: &Change<'_>, rank: u64, tile_bytes: u64, whole_rows: bool) -> Vec<(Range<u64>, Range<u64>)> {
     let (rows, cols) = rows_cols(change);
-    let widest = if whole_rows && rows > 1 { cols } else { 1 };
+    let widest = if whole_rows && rows > 1 { cols } else { least(change) };
     split(change, rank, tile_bytes, widest, 0..rows, 0..cols)
 }
 
@@ -184,7 +184,12 @@ pub(super) fn tiles_within(
     rows: Range<u64>,
     cols: Range<u64>,
 ) -> Vec<(Range<u64>, Range<u64>)> {
-    split(change, rank(change), tile_bytes, 1, rows, cols)
+    split(change, rank(change), tile_bytes, least(change), rows, cols)
+}
+
+/// Columns that a block has at least.
+fn least(change: &Change<'_>) -> u64 {
+    if change.needs_whole_rows() { rows_cols(change).1 } else { 1 }
 }
 
 /// A right panel may take four tiles' worth of memory, a left one a single one: columns are split only when a row, or its panel, is longer
@@ -205,7 +210,8 @@ fn split(
     let mut blocks = Vec::new();
     let mut row = rows.start;
     while row < rows.end {
-        let row_end = rows.end.min(row + high);
+        let slice_end = (row / change.slice_rows() + 1) * change.slice_rows();
+        let row_end = rows.end.min(row + high).min(slice_end);
         let mut col = cols.start;
         while col < cols.end {
             let col_end = cols.end.min(col + wide);
@@ -225,15 +231,26 @@ pub(super) fn size_of_value(change: &Change<'_>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Contribution, Origin, Panel};
+    use crate::plan::{Contribution, Norms, Origin, Panel};
     use crate::tensor::{Dtype, Shape, TensorInfo};
 
     fn update(dims: [u64; 2], rank: u64) -> Change<'static> {
         let info = TensorInfo { dtype: Dtype::BF16, shape: Shape::new(dims.to_vec()).unwrap() };
-        let contributions =
-            vec![Contribution { adapter: 0, left: Panel::One, right: Panel::One, rank, scale: 1.0, embedding: false }];
+        let (left, right) = (Panel::One, Panel::One);
+        let contributions = vec![Contribution {
+            adapter: 0,
+            tensors: Vec::new(),
+            left,
+            right,
+            rank,
+            scale: 1.0,
+            lead: 1,
+            gain: None,
+            rounded_apart: false,
+        }];
         let origin = Origin::Base { shard: 0, begin: 0, info: info.clone() };
-        Change { name: "w".to_owned(), info, begin: 0, origin, contributions, added: false }
+        let (name, patches, norms) = ("w".to_owned(), Vec::new(), Norms::default());
+        Change { name, info, begin: 0, origin, contributions, added: false, patches, norms }
     }
 
     /// R11 of the catalogue: nothing is counted in 32 bits, and a block is small whichever side is long.

@@ -47,7 +47,7 @@ struct Manifest {
 pub(crate) struct UndoDraft<'c, 'a> {
     plan: &'c Plan<'a>,
     changes: Vec<&'c Change<'a>>,
-    factors: Vec<&'a Factor>,
+    factors: Vec<&'c Factor>,
     old: &'c [u64],
     layout: Layout,
 }

@@ -56,7 +56,8 @@ pub(super) fn windows<'c, 'a: 'c>(changes: impl Iterator<Item = &'c Change<'a>>)
         let wide = (WINDOW / size).min(cols).max(1);
         let mut row = 0;
         while row < rows {
-            let row_end = rows.min(row + high);
+            let slice_end = (row / change.slice_rows() + 1) * change.slice_rows();
+            let row_end = rows.min(row + high).min(slice_end);
             let mut col = 0;
             while col < cols {
                 let col_end = cols.min(col + wide);

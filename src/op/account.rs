@@ -1,16 +1,17 @@
 //! What a merge will do, and what it did, as its report says it: the checks that need no output, the counts that balance, the figures.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use super::digests::verify_stated;
 use super::identity;
 use super::lineage::{self, Merged, RECORD, Record, Step};
 use super::merge::MergeOptions;
+use crate::adapter::{Adapter, Factor};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Diagnostic, Error, Result};
 use crate::kernel::Sums;
-use crate::plan::{Change, Origin, OutShard, Panel, Plan, Weighted};
+use crate::plan::{Change, Origin, OutShard, Plan, Weighted};
 use crate::report::text::{count, plural};
 use crate::report::{
     AdapterUse, Balance, ContributionReport, Converted, FileLeft, IgnoredReport, MergeReport, Narrowed, Note, TensorReport,
@@ -164,14 +165,21 @@ fn adapter_use(
 /// # Errors
 /// `E-009` if they differ, which is a mistake of this program.
 fn balance(plan: &Plan<'_>, adapters: &[Weighted<'_>]) -> Result<Balance> {
-    let of_panel = |panel: &Panel<'_>| u64::from(!matches!(panel, Panel::One));
-    let of_change = |change: &Change<'_>| {
-        let factors: u64 = change.contributions.iter().map(|c| of_panel(&c.left) + of_panel(&c.right)).sum();
-        factors + u64::from(matches!(change.origin, Origin::Adapter(_)))
-    };
+    // One tensor may give several rows, or several updates.
+    let mut applied: HashSet<(Option<usize>, &Path, &str)> = HashSet::new();
+    for change in plan.changes() {
+        let updates = change.contributions.iter().flat_map(|c| c.tensors.iter().map(|name| (Some(c.adapter), name.as_str())));
+        applied.extend(updates.map(|(adapter, name)| (adapter, Path::new(""), name)));
+        let whole = match change.origin {
+            Origin::Adapter(factor) => Some(factor),
+            Origin::Base { .. } => None,
+        };
+        let whole = whole.into_iter().chain(change.patches.iter().map(|patch| patch.with));
+        applied.extend(whole.map(|factor| (None, factor.source().label(), factor.name())));
+    }
     let balance = Balance {
-        adapter_tensors: adapters.iter().map(|w| w.adapter.factors().count() as u64).sum(),
-        applied: plan.changes().map(of_change).sum(),
+        adapter_tensors: adapters.iter().map(|w| distinct(w.adapter)).sum(),
+        applied: applied.len() as u64,
         ignored: plan.ignored().len() as u64,
         base_tensors: plan.base().names().count() as u64,
         copied: plan.shards.iter().map(OutShard::copied).sum(),
@@ -188,14 +196,22 @@ fn balance(plan: &Plan<'_>, adapters: &[Weighted<'_>]) -> Result<Balance> {
     }
 }
 
+/// Tensors of an adapter. One may have several uses.
+fn distinct(adapter: &Adapter) -> u64 {
+    adapter.factors().map(Factor::name).collect::<HashSet<_>>().len() as u64
+}
+
 /// Nothing but the dtype changes.
 fn is_conversion(change: &Change<'_>) -> bool {
-    !change.added && change.contributions.is_empty() && matches!(change.origin, Origin::Base { .. })
+    let as_it_was = change.contributions.is_empty() && change.patches.is_empty();
+    !change.added && as_it_was && matches!(change.origin, Origin::Base { .. })
 }
 
 fn tensor_report(change: &Change<'_>, file: &str) -> TensorReport {
     let replaced = matches!(change.origin, Origin::Adapter(_));
     let action = match (replaced, change.contributions.is_empty()) {
+        (false, true) if !change.patches.is_empty() => "replace rows",
+        (false, false) if change.contributions.iter().all(|c| c.rank == 0) => "rescale",
         (false, false) => "update",
         (true, true) => "replace",
         (true, false) => "replace+update",

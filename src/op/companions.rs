@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::lineage::RECORD;
-use crate::checkpoint::stored_as;
+use crate::checkpoint::{stored_as, with_vocabulary};
 use crate::codec::safetensors::{SafetensorsFile, Strictness};
 use crate::codec::shards::ShardIndex;
 use crate::error::{Error, Result};
@@ -38,7 +38,8 @@ fn index(plan: &Plan<'_>, name: &str) -> String {
     let total = plan.shards.iter().flat_map(|shard| &shard.tensors).map(|tensor| tensor.info.bytes()).sum();
     let entry = |shard: &OutShard<'_>, tensor: &str| (tensor.to_owned(), shard.file_name.clone());
     let all = || plan.shards.iter().flat_map(|shard| shard.tensors.iter().map(move |tensor| entry(shard, &tensor.name)));
-    match plan.base.index().filter(|index| index.file_name() == name && plan.output.max_shard_bytes.is_none()) {
+    let is_kept = plan.output.max_shard_bytes.is_none() && plan.base.replication().is_empty();
+    match plan.base.index().filter(|index| index.file_name() == name && is_kept) {
         Some(index) => {
             let mut map = index.weight_map().to_vec();
             let added = |shard: &&OutShard<'_>| shard.changes.iter().any(|change| change.added);
@@ -62,8 +63,12 @@ fn config(plan: &Plan<'_>) -> Option<String> {
     let text = plan.base.config().text()?;
     // The plan made sure that it can be untied.
     let untied = plan.base.config().untied().filter(|_| plan.untied);
+    let resized = plan.vocabulary().and_then(|rows| with_vocabulary(untied.as_deref().unwrap_or(text), rows));
+    let untied = resized.or(untied);
     let stored = plan.output.dtype.and_then(|dtype| stored_as(untied.as_deref().unwrap_or(text), torch_name(dtype)));
-    stored.or(untied)
+    // A base whose layers are repeated has another config already.
+    let repeated = || (!plan.base.replication().is_empty()).then(|| text.to_owned());
+    stored.or(untied).or_else(repeated)
 }
 
 /// What transformers calls a dtype.

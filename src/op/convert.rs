@@ -2,19 +2,21 @@
 //! `adapter_model.safetensors`, so nothing is lost on the way and back.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use super::digests::{content, verify};
 use super::identity;
-use crate::adapter::{Adapter, BaseIdentity, Kind, Lineage, LineageInput, Orientation};
+use crate::adapter::{Adapter, BaseIdentity, Factor, Kind, Lineage, LineageInput, Orientation, Target};
 use crate::checkpoint::Checkpoint;
 use crate::dialect::{container, peft};
 use crate::error::{Diagnostic, Error, Result};
 use crate::exec::{self, Progress};
 use crate::io::{Durability, OutputKind, Overwrite, Staging, check_output};
 use crate::limits::Limits;
-use crate::plan::{BindOptions, Binding, Weighted};
+use crate::plan::{BindOptions, Binding, Panel, Weighted};
 use crate::report::{ConvertReport, Note};
 use crate::rules;
+use crate::tensor::{Shape, TensorInfo, TensorSource, Window};
 
 /// What to write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -126,17 +128,21 @@ fn settle(
     warnings: &mut Vec<Diagnostic>,
 ) -> Result<(Adapter, BaseIdentity)> {
     warnings.extend(identity::check(base, adapter, &options.bind, &options.limits)?.1);
-    let bind = BindOptions { add_new_tensors: true, untie: true, ..options.bind.clone() };
+    let bind = BindOptions { add_new_tensors: true, untie: true, residual_base: true, ..options.bind.clone() };
     let binding = Binding::new(base, Weighted::full(adapter), 0, &bind, &options.limits)?;
     let mut parts = adapter.parts().clone();
     for target in &mut parts.targets {
-        if matches!(target.kind, Kind::Linear(_)) {
+        if matches!(target.kind, Kind::Flat | Kind::Shared(_)) {
+            *target = decided(target, base, &binding)?;
+            continue;
+        }
+        if target.kind.orientation().is_some() {
             let transposed = binding.is_transposed(&target.tensor).ok_or_else(|| {
                 Error::new(rules::EVERY_TARGET, format!("{:?} is not in the base", target.tensor))
                     .file(adapter.label())
                     .tensor(&target.tensor)
             })?;
-            target.kind = Kind::Linear(if transposed { Orientation::InOut } else { Orientation::OutIn });
+            target.kind = target.kind.oriented(if transposed { Orientation::InOut } else { Orientation::OutIn });
         }
     }
     warnings.extend(binding.warnings().iter().cloned());
@@ -148,6 +154,36 @@ fn settle(
         targets: Some(base.content_root(&names)?),
     };
     Ok((Adapter::new(parts, &options.limits)?, identity))
+}
+
+/// A target of which the base decides what kind of layer it is, or how wide.
+fn decided(target: &Target, base: &Checkpoint, binding: &Binding<'_>) -> Result<Target> {
+    let missing = || Error::new(rules::EVERY_TARGET, format!("{:?} is not in the base", target.tensor)).tensor(&target.tensor);
+    let (name, contribution) = binding.settled(&target.tensor).ok_or_else(missing)?;
+    let dims = base.info(name).map(|info| info.shape.dims().to_vec()).ok_or_else(missing)?;
+    let factor = |panel: &Panel| panel.factor().cloned().ok_or_else(missing);
+    let (left, right) = (factor(&contribution.left)?, factor(&contribution.right)?);
+    let (a, b, kind) = match (&contribution.left, &dims[..]) {
+        (Panel::Transposed(_), _) => (left, right, Kind::Linear(Orientation::InOut)),
+        (_, [_, _]) => (right, left, Kind::Linear(Orientation::OutIn)),
+        (_, [out, kernel @ ..]) => {
+            let rank = contribution.rank;
+            let of_a: Vec<u64> = std::iter::once(rank).chain(kernel.iter().copied()).collect();
+            let of_b: Vec<u64> = [*out, rank].into_iter().chain(kernel.iter().skip(1).map(|_| 1)).collect();
+            (shaped(&right, of_a).ok_or_else(missing)?, shaped(&left, of_b).ok_or_else(missing)?, Kind::Conv)
+        }
+        (_, []) => return Err(missing()),
+    };
+    Ok(Target { a, b, kind, ..target.clone() })
+}
+
+/// The same values in another shape.
+fn shaped(factor: &Factor, dims: Vec<u64>) -> Option<Factor> {
+    let stride = dims.last().copied()?;
+    let info = TensorInfo { dtype: factor.info().dtype, shape: Shape::new(dims)? };
+    let (of, name) = (Arc::clone(factor.source()), factor.name().to_owned());
+    let source: Arc<dyn TensorSource> = Arc::new(Window { of, name, first: 0, stride, info });
+    Factor::new(&source, factor.name())
 }
 
 #[cfg(test)]

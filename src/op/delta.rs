@@ -8,8 +8,8 @@ use crate::exec::{self, ExecOptions};
 use crate::plan::Plan;
 use crate::rules;
 
-/// Rows `rows` of the update of a linear target, `scale · B·A` with shape `(rows.len(), in)`, row-major, in f64. Rows are outputs of
-/// the layer: rows of B.
+/// Rows `rows` of the update of a target, `scale · B·A` with shape `(rows.len(), in)`, row-major, in f64. Rows are outputs of the layer:
+/// rows of B; of a stack of experts, those of the first expert. Magnitudes, which need the base, are not in it.
 ///
 /// # Errors
 /// `U-001` if the target has fewer rows, `A-008` if a factor is not finite, `E-001` if it cannot be read.
@@ -20,7 +20,7 @@ pub fn delta_rows(target: &Target, rows: Range<u64>) -> Result<Vec<f64>> {
         return Err(Error::new(rules::ARGUMENT, message).tensor(&target.tensor));
     }
     let rank = target.scaling.rank;
-    let (b, a) = exec::read_factors(target, rows)?;
+    let (b, a) = exec::read_factors(target, 0, rows)?;
     let scale = target.scaling.effective();
     let (rank, inner) = (rank as usize, inner as usize);
     let mut delta = vec![0.0; b.len() / rank * inner];

@@ -176,11 +176,22 @@ fn prepare<'a>(
 fn refuse_moves(plan: &Plan<'_>) -> Result<()> {
     let elsewhere = "merge into a new folder with -o instead";
     let mut problems = Vec::new();
+    if !plan.base.replication().is_empty() {
+        let message = "the layers of the base are to be repeated, and a file that is changed in place keeps its tensors";
+        problems.push(Diagnostic::new(rules::IN_PLACE, message).file(plan.base.path()).help(elsewhere));
+    }
     for name in plan.added().map(|change| &change.name) {
         let message = format!("{name:?} is new, and a file that is changed in place keeps its tensors");
         problems.push(Diagnostic::new(rules::IN_PLACE, message).tensor(name).file(plan.base.path()).help(elsewhere));
     }
     for change in plan.changes() {
+        if change.is_scaled() || !change.patches.is_empty() || change.moves(plan.base) {
+            let message = format!(
+                "{:?} is multiplied, resized or has rows replaced: what a value becomes does not follow from the value alone",
+                change.name
+            );
+            problems.push(Diagnostic::new(rules::IN_PLACE, message).tensor(&change.name).file(plan.base.path()).help(elsewhere));
+        }
         let size = change.info.bytes().checked_div(change.info.shape.elements()).unwrap_or(1).max(1);
         if !change.begin.is_multiple_of(size) {
             let message = format!("{:?} is not aligned to its values, so that a power cut could tear one of them", change.name);

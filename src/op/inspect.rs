@@ -2,14 +2,15 @@
 
 use std::collections::HashMap;
 
-use crate::adapter::{Adapter, Kind, Orientation, Target};
+use super::method;
+use crate::adapter::{Adapter, Axis, Kind, Orientation, Target};
 use crate::checkpoint::{Checkpoint, Shard};
 use crate::error::Result;
 use crate::exec;
 use crate::kernel::product_norm;
 use crate::report::{
-    AdapterReport, CheckpointReport, DtypeReport, FactorDtypes, FileReport, ListedTensor, Note, ReplacementReport, TargetReport,
-    TiedReport,
+    AdapterReport, CheckpointReport, DtypeReport, FactorDtypes, FileReport, ListedTensor, Note, ReplacementReport,
+    RescalingReport, RowsReport, TargetReport, TiedReport,
 };
 use crate::tensor::{TensorInfo, TensorSource};
 
@@ -32,6 +33,8 @@ pub fn inspect_adapter(adapter: &Adapter, options: &InspectOptions) -> Result<Ad
     Ok(AdapterReport {
         path: adapter.label().to_owned(),
         dialect: adapter.dialect(),
+        method: method::method(adapter),
+        needs: method::needs(adapter),
         base_name: adapter.base().name.clone(),
         base_structure: adapter.base().structure.clone(),
         parameters: adapter.parameters(),
@@ -46,6 +49,24 @@ pub fn inspect_adapter(adapter: &Adapter, options: &InspectOptions) -> Result<Ad
                 shape: r.with.info().shape.dims().to_vec(),
             })
             .collect(),
+        rows: adapter
+            .rows()
+            .iter()
+            .map(|r| RowsReport { tensor: r.tensor.clone(), rows: r.rows.clone(), dtype: r.with.info().dtype.to_string() })
+            .collect(),
+        rescalings: adapter
+            .rescalings()
+            .iter()
+            .map(|r| RescalingReport {
+                tensor: r.tensor.clone(),
+                axis: match r.axis {
+                    Axis::Output => "output",
+                    Axis::Input => "input",
+                },
+                factors: r.by.info().shape.elements(),
+                dtype: r.by.info().dtype.to_string(),
+            })
+            .collect(),
         lineage: adapter.lineage().iter().map(|step| format!("{} by {}", step.op, step.tool)).collect(),
         warnings: adapter.warnings().iter().map(Note::from).collect(),
     })
@@ -57,8 +78,12 @@ fn target_report(target: &Target, options: &InspectOptions) -> Result<TargetRepo
     let norm = match options.norms {
         false => None,
         true => {
-            let (b, a) = exec::read_factors(target, 0..out)?;
-            Some(scale.abs() * product_norm(&b, &a, target.scaling.rank as usize))
+            let mut square = 0.0;
+            for expert in 0..target.experts().unwrap_or(1) {
+                let (b, a) = exec::read_factors(target, expert, 0..out)?;
+                square += product_norm(&b, &a, target.scaling.rank as usize).powi(2);
+            }
+            Some(scale.abs() * square.sqrt())
         }
     };
     Ok(TargetReport {
@@ -68,6 +93,12 @@ fn target_report(target: &Target, options: &InspectOptions) -> Result<TargetRepo
             Kind::Linear(Orientation::InOut) => "linear_transposed",
             Kind::Linear(Orientation::Undeclared) => "linear_undeclared",
             Kind::Embedding => "embedding",
+            Kind::Conv => "conv",
+            Kind::Flat => "flat",
+            Kind::Shared(_) => "shared",
+            Kind::Experts(Orientation::OutIn) => "experts_out_in",
+            Kind::Experts(Orientation::InOut) => "experts_in_out",
+            Kind::Experts(Orientation::Undeclared) => "experts_undeclared",
         },
         out,
         inner,
@@ -77,6 +108,8 @@ fn target_report(target: &Target, options: &InspectOptions) -> Result<TargetRepo
         scale,
         dtype: FactorDtypes { a: target.a.info().dtype.to_string(), b: target.b.info().dtype.to_string() },
         bias: target.bias.is_some(),
+        magnitudes: target.magnitude.is_some(),
+        experts: target.experts(),
         norm,
     })
 }

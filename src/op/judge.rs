@@ -9,7 +9,7 @@ use super::verdict::{Applied, Gains, Judgement, Said, explains, judge, scaled, t
 use crate::adapter::Scaling;
 use crate::error::Result;
 use crate::exec::{Alternative, Comparison, Figures, Lay, float_of};
-use crate::plan::{Change, Panel, Rounding, Weighted};
+use crate::plan::{Change, Rounding, Weighted};
 use crate::report::{Ulps, Verdict, VerifiedTensor};
 use crate::tensor::{TensorInfo, TensorSource, is_plain_float};
 
@@ -20,8 +20,7 @@ fn scalings<'a>(adapters: &[Weighted<'a>]) -> Scalings<'a> {
     let mut found = HashMap::new();
     for (i, weighted) in adapters.iter().enumerate() {
         for target in weighted.adapter.targets() {
-            let factors = [Some(&target.a), Some(&target.b), target.bias.as_ref().map(|bias| &bias.delta)];
-            found.extend(factors.into_iter().flatten().map(|factor| ((i, factor.name()), target.scaling)));
+            found.extend(target.factors().map(|factor| ((i, factor.name()), target.scaling)));
         }
     }
     found
@@ -113,7 +112,7 @@ impl<'p, 'a> Judge<'p, 'a> {
 
     /// Is the tensor, bit for bit, what PEFT writes? Rounding after each adapter can leave another share of small updates than rounding once.
     fn is_peft(&self, change: &Change<'_>, info: &TensorInfo) -> Result<bool> {
-        if *info != change.info || change.contributions.is_empty() {
+        if *info != change.info || change.contributions.is_empty() || change.is_scaled() {
             return Ok(false);
         }
         Ok(self.comparison.is_rounded(change, Rounding::Peft)? || self.comparison.is_rounded(change, Rounding::PeftSafe)?)
@@ -139,7 +138,7 @@ impl<'p, 'a> Judge<'p, 'a> {
     /// How a tensor with one contribution is scaled; several have no scale in common.
     fn applied(&self, change: &Change<'_>) -> Option<Applied> {
         let [contribution] = &change.contributions[..] else { return None };
-        let (Panel::Direct(factor) | Panel::Transposed(factor)) = &contribution.right else { return None };
+        let factor = contribution.right.factor().filter(|_| contribution.gain.is_none())?;
         let scaling = *self.scalings.get(&(contribution.adapter, factor.name()))?;
         Some(Applied { scaling, weight: self.adapters.get(contribution.adapter)?.weight })
     }
@@ -165,7 +164,7 @@ impl<'p, 'a> Suspect<'p, 'a> {
 }
 
 fn suspects<'p, 'a>(change: &Change<'_>, all: &[&'p Change<'a>], partial: &'p [(usize, Change<'a>)]) -> Vec<Suspect<'p, 'a>> {
-    let square = change.info.shape.matrix().is_some_and(|(rows, cols)| rows == cols);
+    let square = !change.is_scaled() && change.info.shape.matrix().is_some_and(|(rows, cols)| rows == cols);
     let same_shape = all.iter().filter(|other| !other.contributions.is_empty() && other.info.shape == change.info.shape);
     let found = same_shape.filter_map(|other| match other.name == change.name {
         true => square.then_some(Suspect::Transposed(other)),

@@ -147,6 +147,8 @@ fn flags(options: &MergeOptions) -> Vec<String> {
         skip_replacements,
         add_new_tensors,
         untie,
+        resize_vocabulary,
+        residual_base,
         allow_nonfinite_base,
         allow_base_mismatch,
     } = &options.bind;
@@ -154,6 +156,8 @@ fn flags(options: &MergeOptions) -> Vec<String> {
         (*skip_replacements, "--skip-replacements"),
         (*add_new_tensors, "--add-new-tensors"),
         (*untie, "--untie"),
+        (*resize_vocabulary, "--resize-vocab"),
+        (*residual_base, "--residual-base"),
         (*allow_nonfinite_base, "--allow-nonfinite-base"),
         (*allow_base_mismatch, "--allow-base-mismatch"),
         (options.allow_repeat, "--allow-repeat"),

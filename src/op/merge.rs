@@ -322,8 +322,9 @@ mod tests {
             b: factor("b"),
             scaling: Scaling { rank: 1, alpha: 1.0, rule: ScalingRule::Standard },
             bias: None,
+            magnitude: None,
         };
-        let replacement = Replacement { tensor: "model.norm.weight".to_owned(), with: factor("norm") };
+        let replacement = Replacement { tensor: "model.norm.weight".to_owned(), with: factor("norm"), shared: false };
         let parts = AdapterParts { targets: vec![target], replacements: vec![replacement], ..Default::default() };
         Adapter::new(parts, &Limits::default()).unwrap()
     }

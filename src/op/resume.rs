@@ -83,7 +83,7 @@ pub(super) fn fingerprint<'m, 'a: 'm>(
 
 /// All that a change depends on beside the bytes of base and adapters: what an adapter's config says is in here.
 fn told(change: &Change<'_>) -> String {
-    let panel = |panel: &Panel<'_>| match panel {
+    let panel = |panel: &Panel| match panel {
         Panel::One => "1".to_owned(),
         Panel::Direct(factor) => factor.name().to_owned(),
         Panel::Transposed(factor) => format!("{} transposed", factor.name()),
@@ -93,9 +93,13 @@ fn told(change: &Change<'_>) -> String {
         Origin::Adapter(factor) => factor.name().to_owned(),
     };
     let mut text = format!("{:?} {:?} {} {origin:?}\n", change.name, change.info, change.begin);
-    for Contribution { adapter, left, right, rank, scale, embedding } in &change.contributions {
+    for Contribution { adapter, tensors: _, left, right, rank, scale, lead, gain, rounded_apart } in &change.contributions {
         let (left, right) = (panel(left), panel(right));
-        text.push_str(&format!("{adapter} {left:?} {right:?} {rank} {} {embedding}\n", scale.to_bits()));
+        let gain = gain.as_ref().map(|gain| (gain.by.name(), gain.along, gain.over));
+        text.push_str(&format!("{adapter} {left:?} {right:?} {rank} {} {lead} {gain:?} {rounded_apart}\n", scale.to_bits()));
+    }
+    for patch in &change.patches {
+        text.push_str(&format!("{} {:?} {}\n", patch.row, patch.with.name(), patch.index));
     }
     text
 }

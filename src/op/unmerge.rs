@@ -28,7 +28,8 @@ pub fn unmerge_by_log(
 ) -> Result<UnmergeReport> {
     let opened = UndoLog::open(log, &options.limits)?;
     opened.check(merged, &options.exec, progress)?;
-    let replacement = |(tensor, with): (&str, &crate::Factor)| Replacement { tensor: tensor.to_owned(), with: with.clone() };
+    let replacement =
+        |(tensor, with): (&str, &crate::Factor)| Replacement { tensor: tensor.to_owned(), with: with.clone(), shared: true };
     let parts = AdapterParts {
         label: log.display().to_string(),
         dialect: "undo log",

@@ -1,7 +1,7 @@
 //! `verify`: is this checkpoint that base with those adapters merged in? Answered from the weights alone, by what a plan of the merge
 //! says of every tensor. Nothing is written.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use rayon::prelude::*;
 
@@ -142,9 +142,13 @@ fn uses(
 
 /// What a merge holds by name, and what is there.
 fn structure(plan: &Plan<'_>, merged: &Checkpoint) -> Vec<StructureFinding> {
-    let planned = |name: &str| {
-        plan.base().info(name).or_else(|| plan.added().find(|change| change.name == name).map(|change| &change.info))
-    };
+    // What changes its dtype on request is planned as the base has it; what is new, or has another shape, as the plan says.
+    let planned: HashMap<&str, &TensorInfo> = plan
+        .changes()
+        .filter(|change| change.added || change.moves(plan.base()))
+        .map(|change| (change.name.as_str(), &change.info))
+        .collect();
+    let planned = |name: &str| planned.get(name).copied().or_else(|| plan.base().info(name));
     let describe = |info: &TensorInfo| format!("{} {}", info.dtype, info.shape);
     let added = plan.added().map(|change| change.name.as_str());
     let mut findings = Vec::new();

@@ -1,13 +1,18 @@
 //! Binding: the proof that each part of an adapter fits one tensor of a base, or every mismatch at once. Rules of
 //! `spec/adapter-model.md`.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use super::fused::{self, Gathered, Stacked};
 use super::options::{BindOptions, Weighted};
 use super::rename::{self, Renaming};
-use super::shape::{Contribution, Panel, contradicted_by_model, contradicts, fit, shape_help};
+use super::shape;
+use super::shape::{
+    Along, Contribution, Fit, Gain, Over, Panel, contradicted_by_model, contradicts, experts_of, fit, shape_help,
+};
 use super::tied;
-use crate::adapter::{Factor, Kind, Target};
+use crate::adapter::{Axis, Factor, Kind, Orientation, Rescaling, RowReplacement, Target};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Diagnostic, Error, Result};
 use crate::limits::Limits;
@@ -32,9 +37,13 @@ pub struct Binding<'a> {
     /// Base tensor of each target.
     names: HashMap<String, String>,
     /// By base tensor, sorted.
-    pub(super) updates: BTreeMap<String, Contribution<'a>>,
+    pub(super) updates: BTreeMap<String, Contribution>,
     /// By base tensor, sorted; those that the base lacks are to be added.
     pub(super) replacements: BTreeMap<String, &'a Factor>,
+    /// Base tensors that are replaced under all names that they are tied to.
+    pub(super) shared: BTreeSet<String>,
+    /// Rows that are replaced, by base tensor.
+    pub(super) rows: BTreeMap<String, &'a RowReplacement>,
     pub(super) ignored: Vec<Ignored>,
     pub(super) warnings: Vec<Diagnostic>,
 }
@@ -57,15 +66,23 @@ impl<'a> Binding<'a> {
                 names: HashMap::new(),
                 updates: BTreeMap::new(),
                 replacements: BTreeMap::new(),
+                shared: BTreeSet::new(),
+                rows: BTreeMap::new(),
                 ignored: Vec::new(),
                 warnings: Vec::new(),
             },
         };
         binder.check_roles()?;
         binder.check_structure(weighted)?;
-        binder.choose_renaming(adapter.targets().iter().map(|t| t.tensor.as_str()).collect(), adapter.label(), limits)?;
-        binder.bind_targets(weighted);
+        binder.check_residual(weighted)?;
+        let targets = adapter.targets().iter().map(|t| t.tensor.as_str());
+        let rescaled = adapter.rescalings().iter().map(|r| r.tensor.as_str());
+        let rows = adapter.rows().iter().map(|r| r.tensor.as_str());
+        binder.choose_renaming(targets.chain(rescaled).chain(rows).collect(), adapter.label(), limits)?;
         binder.bind_replacements(weighted);
+        binder.bind_targets(weighted);
+        binder.bind_rescalings(weighted);
+        binder.bind_rows(weighted);
         let problems =
             binder.problems.into_iter().map(|p| if p.place().file.is_some() { p } else { p.file(adapter.label()) }).collect();
         Error::check(problems)?;
@@ -82,6 +99,13 @@ impl<'a> Binding<'a> {
         &self.renaming
     }
 
+    /// The factors of the adapter's target as they lie on its base tensor, and that tensor, for targets that leave open what the base
+    /// decides.
+    pub(crate) fn settled(&self, target: &str) -> Option<(&str, &Contribution)> {
+        let name = self.names.get(target)?;
+        Some((name.as_str(), self.updates.get(name)?))
+    }
+
     /// Does the update of the adapter's target lie transposed on the base tensor? `None` if the adapter has no such target.
     pub(crate) fn is_transposed(&self, target: &str) -> Option<bool> {
         let contribution = self.updates.get(self.names.get(target)?)?;
@@ -90,7 +114,8 @@ impl<'a> Binding<'a> {
 
     /// Names of the base tensors that the adapter changes, sorted.
     pub fn tensors(&self) -> impl Iterator<Item = &str> {
-        let names: HashSet<&str> = self.updates.keys().chain(self.replacements.keys()).map(String::as_str).collect();
+        let all = self.updates.keys().chain(self.replacements.keys()).chain(self.rows.keys());
+        let names: HashSet<&str> = all.map(String::as_str).collect();
         let mut names: Vec<&str> = names.into_iter().collect();
         names.sort_unstable();
         names.into_iter()
@@ -107,7 +132,8 @@ struct Binder<'a, 'b> {
 
 impl<'a> Binder<'a, '_> {
     fn exists(&self, name: &str) -> bool {
-        self.base.info(name).is_some() || tied::stored_twin(self.base, name).is_some()
+        let elsewhere = || fused::is_apart(self.base, name) || fused::in_stack(self.base, name).is_some();
+        self.base.info(name).is_some() || tied::stored_twin(self.base, name).is_some() || elsewhere()
     }
 
     /// A base that consists of adapter tensors is an adapter.
@@ -139,6 +165,23 @@ impl<'a> Binder<'a, '_> {
             return Ok(());
         }
         Err(diagnostic.into())
+    }
+
+    fn check_residual(&self, weighted: Weighted<'_>) -> Result<()> {
+        if weighted.adapter.replication() != self.base.replication() {
+            let message = match self.base.replication().is_empty() {
+                true => "the adapter belongs to a base whose layers are repeated, and numbers its layers as there",
+                false => "the layers of the base are repeated as another adapter asks, and this one numbers them otherwise",
+            };
+            let help =
+                "repeat the layers of the base first, which the program does for one adapter, or adapters of one kind, by itself";
+            return Err(Error::new(rules::CONFIG_METHOD, message).file(weighted.adapter.label()).help(help));
+        }
+        match weighted.adapter.residual().filter(|_| !self.options.residual_base) {
+            None => Ok(()),
+            Some(why) if why.place().file.is_some() => Err(why.clone().into()),
+            Some(why) => Err(why.clone().file(weighted.adapter.label()).into()),
+        }
     }
 
     /// Exact names, then the user's prefix, then the known renamings: the one that finds every target, if only one does.
@@ -181,7 +224,7 @@ impl<'a> Binder<'a, '_> {
     /// The renamings that may be used, in the order in which they are tried: the user's alone, or exact names and the known ones.
     fn candidates(&self) -> Vec<Renaming> {
         match &self.options.prefix {
-            Some((from, to)) => vec![Renaming { from: from.clone(), to: to.clone(), asked: true }],
+            Some((from, to)) => vec![Renaming { from: from.clone(), to: to.clone(), family: None, asked: true }],
             None => std::iter::once(Renaming::identity()).chain(rename::known()).collect(),
         }
     }
@@ -268,10 +311,20 @@ impl<'a> Binder<'a, '_> {
             let message = format!("the declared orientation does not fit {:?}; the shape decides", target.tensor);
             self.binding.warnings.push(Diagnostic::new(rules::ORIENTATION, message).tensor(target.a.name()));
         }
+        let mut gathered = Gathered::default();
         for target in adapter.targets() {
             let scale = weighted.weight * target.scaling.effective();
             if weighted.weight == 0.0 {
                 self.leave_out(target, "weight 0");
+                continue;
+            }
+            if target.magnitude.is_some() && weighted.weight != 1.0 {
+                let message = format!(
+                    "{:?} has magnitudes (DoRA), and no part of such an update is a multiple of it: weight {} has no meaning",
+                    target.tensor, weighted.weight
+                );
+                let help = "give the adapter the weight 1";
+                self.problems.push(Diagnostic::new(rules::METHOD_SUPPORTED, message).tensor(target.a.name()).help(help));
                 continue;
             }
             if scale == 0.0 || !scale.is_finite() {
@@ -288,16 +341,83 @@ impl<'a> Binder<'a, '_> {
                 self.leave_out(target, "--allow-missing");
                 continue;
             }
+            let named = self.renaming.apply(&target.tensor, &|n| self.exists(n));
+            if self.base.info(&named).is_none() {
+                if let Some(split) = fused::split(self.base, target, &named) {
+                    self.bind_split(target, scale, split);
+                    continue;
+                }
+                if let Some(stack) = gathered.take(self.base, &named, target) {
+                    self.binding.names.insert(target.tensor.clone(), stack);
+                    continue;
+                }
+            }
             let doubtful = contradicted.is_some() || contradicted_by_model(target, self.base.config().model_type.as_deref());
             self.bind_weight(target, scale, doubtful);
             self.bind_bias(target, scale);
+        }
+        for stacked in gathered.stacked(self.base) {
+            match stacked {
+                Ok(Stacked { target, tensors }) => {
+                    let scale = weighted.weight * target.scaling.effective();
+                    self.bind_part(&target, scale, &tensors);
+                }
+                Err(problem) => self.problems.push(problem),
+            }
+        }
+    }
+
+    /// Binds what a stack of experts is to a base that has them one by one.
+    fn bind_split(&mut self, target: &Target, scale: f64, split: Result<Vec<Target>, Diagnostic>) {
+        match split {
+            Ok(targets) => {
+                let first = targets.first().map(|part| part.tensor.clone()).unwrap_or_default();
+                self.binding.names.insert(target.tensor.clone(), first);
+                targets.iter().for_each(|part| self.bind_part(part, scale, &tensors_of(target)));
+            }
+            Err(problem) => self.problems.push(problem),
+        }
+    }
+
+    /// Binds a target that is made of `tensors` of the adapter and named as the base names it.
+    fn bind_part(&mut self, target: &Target, scale: f64, tensors: &[String]) {
+        let Some(info) = self.base.info(&target.tensor).cloned() else { return };
+        let name = target.tensor.clone();
+        if !is_plain_float(info.dtype) {
+            return self.problems.push(packed_dtype(&name, &info, self.base));
+        }
+        match fit(target, &info.shape, &name, false, self.of_experts()) {
+            Ok(fit) => {
+                let contribution = self.contribution(target, scale, fit, tensors.to_vec());
+                self.insert(name, contribution, target.a.name());
+            }
+            Err(problem) => self.problems.push(problem),
+        }
+    }
+
+    /// How the base's model stores stacks of experts, if it says which model it is.
+    fn of_experts(&self) -> Option<Orientation> {
+        let config = self.base.config();
+        config.text_model_type.as_deref().or(config.model_type.as_deref()).map(experts_of)
+    }
+
+    fn contribution(&self, target: &Target, scale: f64, fit: Fit, tensors: Vec<String>) -> Contribution {
+        Contribution {
+            adapter: self.binding.index,
+            tensors,
+            left: fit.left,
+            right: fit.right,
+            rank: target.scaling.rank,
+            scale,
+            lead: fit.lead,
+            gain: target.magnitude.clone().map(|by| Gain { by, along: fit.outputs, over: Over::Norm }),
+            rounded_apart: matches!(target.kind, Kind::Embedding | Kind::Experts(_)),
         }
     }
 
     /// Records that the factors of a target are not applied.
     fn leave_out(&mut self, target: &Target, flag: &'static str) {
-        let tensors = [Some(&target.a), Some(&target.b), target.bias.as_ref().map(|b| &b.delta)];
-        self.binding.ignored.extend(tensors.into_iter().flatten().map(|f| Ignored { tensor: f.name().to_owned(), flag }));
+        self.binding.ignored.extend(target.factors().map(|f| Ignored { tensor: f.name().to_owned(), flag }));
     }
 
     /// The base tensor of an adapter name: its name in the base, and what is there (for a missing tied twin, what it is tied to).
@@ -315,15 +435,110 @@ impl<'a> Binder<'a, '_> {
         if !is_plain_float(info.dtype) {
             return self.problems.push(packed_dtype(&name, &info, self.base));
         }
-        match fit(target, &info.shape, &name, contradicted) {
-            Ok((left, right)) => {
+        // A full tensor takes the place of the base's first, so the update has its shape.
+        let shape = self.binding.replacements.get(&name).map_or(&info.shape, |with| &with.info().shape);
+        let cut = match cut(target, shape) {
+            Some(cut) => cut,
+            None => return self.problems.push(too_narrow(target, &name, shape)),
+        };
+        let target = &*cut;
+        match fit(target, shape, &name, contradicted, self.of_experts()) {
+            Ok(fit) => {
                 self.binding.names.insert(target.tensor.clone(), name.clone());
-                let embedding = target.kind == Kind::Embedding;
-                let (adapter, rank) = (self.binding.index, target.scaling.rank);
-                let contribution = Contribution { adapter, left, right, rank, scale, embedding };
+                let contribution = self.contribution(target, scale, fit, tensors_of(target));
                 self.insert(name, contribution, target.a.name());
             }
             Err(problem) => self.problems.push(problem),
+        }
+    }
+
+    /// Multipliers: all of them or, at weight 0, none; anything between is no multiple of what was trained.
+    fn bind_rescalings(&mut self, weighted: Weighted<'a>) {
+        for rescaling in weighted.adapter.rescalings() {
+            let by = &rescaling.by;
+            if weighted.weight == 0.0 {
+                self.binding.ignored.push(Ignored { tensor: by.name().to_owned(), flag: "weight 0" });
+            } else if weighted.weight != 1.0 {
+                let message = format!("{:?} multiplies a base tensor, which weight {} cannot scale", by.name(), weighted.weight);
+                let help = "give the adapter the weight 1";
+                self.problems.push(Diagnostic::new(rules::METHOD_SUPPORTED, message).tensor(by.name()).help(help));
+            } else if rescaling.if_there && self.locate(&rescaling.tensor).is_none() {
+            } else if self.may_be_missing(&rescaling.tensor) && self.locate(&rescaling.tensor).is_none() {
+                self.binding.ignored.push(Ignored { tensor: by.name().to_owned(), flag: "--allow-missing" });
+            } else {
+                self.bind_rescaling(rescaling);
+            }
+        }
+    }
+
+    fn bind_rescaling(&mut self, rescaling: &'a Rescaling) {
+        let by = &rescaling.by;
+        let Some((name, info)) = self.locate(&rescaling.tensor) else { return };
+        if let Some(problem) = tied::problem(self.base, &name, self.options.untie) {
+            return self.problems.push(problem.tensor(by.name()));
+        }
+        if !is_plain_float(info.dtype) {
+            return self.problems.push(packed_dtype(&name, &info, self.base));
+        }
+        let model = self.base.config().model_type.as_deref();
+        let along = match along(rescaling, &info.shape, model) {
+            Ok(along) => along,
+            Err(problem) => return self.problems.push(problem),
+        };
+        let contribution = Contribution {
+            adapter: self.binding.index,
+            tensors: vec![by.name().to_owned()],
+            left: Panel::One,
+            right: Panel::One,
+            rank: 0,
+            scale: 1.0,
+            lead: 1,
+            gain: Some(Gain { by: by.clone(), along, over: Over::One }),
+            rounded_apart: false,
+        };
+        self.insert(name, contribution, by.name());
+    }
+
+    fn bind_rows(&mut self, weighted: Weighted<'a>) {
+        for rows in weighted.adapter.rows() {
+            let with = &rows.with;
+            let refuse = |rule, message: String| Diagnostic::new(rule, message).tensor(with.name());
+            if self.options.skip_replacements || weighted.weight == 0.0 {
+                let flag = if self.options.skip_replacements { "--skip-replacements" } else { "weight 0" };
+                self.binding.ignored.push(Ignored { tensor: with.name().to_owned(), flag });
+                continue;
+            }
+            if weighted.weight != 1.0 {
+                let message =
+                    format!("{:?} replaces rows of a base tensor, which weight {} cannot scale", with.name(), weighted.weight);
+                let help = "give the adapter the weight 1, or leave out its full tensors with --skip-replacements";
+                self.problems.push(refuse(rules::METHOD_SUPPORTED, message).help(help));
+                continue;
+            }
+            // PEFT replaces the rows under all names that the embedding is tied to, and stores them once.
+            let Some((name, info)) = self.locate(&rows.tensor) else { continue };
+            let name = tied::stored_twin(self.base, &name).map_or(name, str::to_owned);
+            if !is_plain_float(info.dtype) {
+                self.problems.push(packed_dtype(&name, &info, self.base));
+                continue;
+            }
+            let (dims, rows_of) = (info.shape.dims(), with.info().shape.dims());
+            if dims.get(1..) != rows_of.get(1..) {
+                let message = format!("rows for {name:?} are {} but the base has {}", with.info().shape, info.shape);
+                self.problems.push(refuse(rules::REPLACEMENT_SHAPE, message));
+                continue;
+            }
+            if let Some(row) = rows.rows.iter().find(|row| dims.first().is_none_or(|count| **row >= *count)) {
+                let message = format!("row {row} of {name:?} is replaced, but the base has {}", info.shape);
+                let help = "the vocabulary was resized: use the base that the adapter was trained on, resized in the same way";
+                self.problems.push(refuse(rules::REPLACEMENT_SHAPE, message).help(help));
+                continue;
+            }
+            let changed = self.binding.updates.contains_key(&name) || self.binding.replacements.contains_key(&name);
+            if changed || self.binding.rows.insert(name.clone(), rows).is_some() {
+                let message = format!("rows of {name:?} are replaced, and the same adapter changes all of it");
+                self.problems.push(refuse(rules::TARGETS_UNIQUE, message));
+            }
         }
     }
 
@@ -344,17 +559,30 @@ impl<'a> Binder<'a, '_> {
         if !is_plain_float(info.dtype) {
             return self.problems.push(packed_dtype(&name, &info, self.base));
         }
-        let right = Panel::Direct(&bias.delta);
-        let contribution =
-            Contribution { adapter: self.binding.index, left: Panel::One, right, rank: 1, scale, embedding: false };
+        let contribution = Contribution {
+            adapter: self.binding.index,
+            tensors: vec![bias.delta.name().to_owned()],
+            left: Panel::One,
+            right: Panel::Direct(bias.delta.clone()),
+            rank: 1,
+            scale,
+            lead: 1,
+            gain: None,
+            rounded_apart: false,
+        };
         self.insert(name, contribution, bias.delta.name());
     }
 
-    fn insert(&mut self, name: String, contribution: Contribution<'a>, key: &str) {
+    fn insert(&mut self, name: String, contribution: Contribution, key: &str) {
         if self.binding.updates.insert(name.clone(), contribution).is_some() {
             let message = format!("two targets of the adapter land on the base tensor {name:?}");
             self.problems.push(Diagnostic::new(rules::TARGETS_UNIQUE, message).tensor(key));
         }
+    }
+
+    /// Do only the numbers of rows differ, and may they?
+    fn may_be_resized(&self, base: &Shape, with: &Shape) -> bool {
+        self.options.resize_vocabulary && base.matrix().zip(with.matrix()).is_some_and(|(base, with)| base.1 == with.1)
     }
 
     fn bind_replacements(&mut self, weighted: Weighted<'a>) {
@@ -379,12 +607,18 @@ impl<'a> Binder<'a, '_> {
             let name = located
                 .as_ref()
                 .map_or_else(|| self.renaming.apply(&replacement.tensor, &|n| self.exists(n)), |(name, _)| name.clone());
-            if let Some(problem) = tied::problem(self.base, &name, self.options.untie) {
+            // What is shared changes under all of its names, and is stored under one.
+            let shared = replacement.shared && self.base.tied(&name).is_some();
+            if let Some(problem) = tied::problem(self.base, &name, self.options.untie).filter(|_| !shared) {
                 self.problems.push(problem.tensor(with.name()));
                 continue;
             }
+            let name = match tied::stored_twin(self.base, &name).filter(|_| shared) {
+                Some(twin) => twin.to_owned(),
+                None => name,
+            };
             match located {
-                Some((_, info)) if info.shape != with.info().shape => {
+                Some((_, info)) if info.shape != with.info().shape && !self.may_be_resized(&info.shape, &with.info().shape) => {
                     let pair = |s: &Shape| s.matrix().unwrap_or((0, 0));
                     let message = format!("replacement of {name:?} is {} but the base has {}", with.info().shape, info.shape);
                     let help = shape_help(pair(&with.info().shape), pair(&info.shape));
@@ -403,12 +637,69 @@ impl<'a> Binder<'a, '_> {
                 }
                 _ => {}
             }
+            if replacement.shared {
+                self.binding.shared.insert(name.clone());
+            }
             if self.binding.replacements.insert(name.clone(), with).is_some() {
                 let message = format!("two replacements land on the base tensor {name:?}");
                 self.problems.push(Diagnostic::new(rules::TARGETS_UNIQUE, message).tensor(with.name()));
             }
         }
     }
+}
+
+/// The names of the tensors that change the weight of a target.
+fn tensors_of(target: &Target) -> Vec<String> {
+    [Some(&target.a), Some(&target.b), target.magnitude.as_ref()].into_iter().flatten().map(|f| f.name().to_owned()).collect()
+}
+
+/// What the factors of a rescaling belong to in a base tensor of this shape.
+fn along(rescaling: &Rescaling, shape: &Shape, model: Option<&str>) -> Result<Along, Diagnostic> {
+    let count = rescaling.by.info().shape.elements();
+    let refuse = |rule, message: String| Diagnostic::new(rule, message).tensor(rescaling.by.name());
+    let dim = |i: usize| shape.dims().get(i).copied();
+    let is_output = rescaling.axis == Axis::Output;
+    if shape.dims().len() < 2 && is_output && dim(0) == Some(count) {
+        return Ok(Along::Cols);
+    }
+    let (rows, cols) = (dim(0) == Some(count), dim(1) == Some(count));
+    let as_rows = is_output != (rescaling.orientation == Orientation::InOut);
+    match (rows, cols) {
+        (true, true) if rescaling.orientation == Orientation::OutIn && model.is_some_and(shape::is_conv1d) => {
+            let message = format!("{:?} is square, and the model type contradicts the declared orientation", rescaling.tensor);
+            Err(refuse(rules::ORIENTATION, message).help("state it: --fan-in-fan-out true for GPT-2's Conv1D, false for Linear"))
+        }
+        (true, true) => Ok(if as_rows { Along::Rows } else { Along::Cols }),
+        (true, false) => Ok(Along::Rows),
+        (false, true) => Ok(Along::Cols),
+        (false, false) => {
+            let what = if is_output { "output" } else { "input" };
+            let message = format!(
+                "{:?} has {count} factors, one for each {what}, but the base has {:?} {shape}",
+                rescaling.by.name(),
+                rescaling.tensor
+            );
+            Err(refuse(rules::SHAPE_FITS, message))
+        }
+    }
+}
+
+/// A target whose A is shared, with as much of it as a base tensor of this shape needs; `None` if there is not so much.
+fn cut<'t>(target: &'t Target, shape: &Shape) -> Option<Cow<'t, Target>> {
+    let Kind::Shared(orientation) = target.kind else { return Some(Cow::Borrowed(target)) };
+    let (rows, cols) = shape.matrix()?;
+    let ((out, width), rank) = (target.out_in(), target.scaling.rank);
+    // The other side has to be the number of outputs.
+    let inner = if rows == out && (cols != out || orientation != Orientation::InOut) { cols } else { rows };
+    let a = (inner <= width).then(|| fused::view(&target.a, [rank, inner], 0, width))??;
+    Some(Cow::Owned(Target { a, kind: Kind::Linear(orientation), ..target.clone() }))
+}
+
+fn too_narrow(target: &Target, name: &str, shape: &Shape) -> Diagnostic {
+    let (out, width) = target.out_in();
+    let message = format!("{name:?} has {out} outputs and at most {width} inputs in the adapter, but the base has {shape}");
+    let help = "this is not the base that the adapter was trained on";
+    Diagnostic::new(rules::SHAPE_FITS, message).tensor(target.b.name()).help(help)
 }
 
 /// Siblings that tell that a weight is stored packed, with the scheme that packs it so.

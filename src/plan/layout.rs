@@ -2,14 +2,14 @@
 //! [`Change`]: a tensor computed from an origin and the contributions of the adapters.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::bind::{Binding, Ignored};
 use super::options::{BindOptions, Weighted};
 use super::outline::{self, Outline};
 use super::output::{OutputOptions, Rounding};
 use super::rename::Renaming;
-use super::shape::{Contribution, Panel};
+use super::shape::{Along, Contribution, Gain, Over};
 use super::tied;
 use crate::adapter::Factor;
 use crate::checkpoint::Checkpoint;
@@ -36,9 +36,64 @@ pub(crate) struct Change<'a> {
     pub(crate) begin: u64,
     pub(crate) origin: Origin<'a>,
     /// What the adapters add, in the order given; empty for a plain replacement or copy.
-    pub(crate) contributions: Vec<Contribution<'a>>,
+    pub(crate) contributions: Vec<Contribution>,
     /// The base had no tensor of this name.
     pub(crate) added: bool,
+    /// Rows that take the place of the origin's, sorted by row.
+    pub(crate) patches: Vec<Patch<'a>>,
+    /// Norms of the columns of base plus update, where the values are divided by them.
+    pub(crate) norms: Norms,
+}
+
+/// A row that is replaced.
+#[derive(Debug, Clone)]
+pub(crate) struct Patch<'a> {
+    pub(crate) row: u64,
+    pub(crate) with: &'a Factor,
+    /// Its row in `with`.
+    pub(crate) index: u64,
+}
+
+/// A cell for the norms of columns, one list per contribution. They need all of a tensor's bytes, so whoever needs them first fills it.
+pub(crate) type Norms = Arc<Mutex<Option<Arc<Vec<Vec<f64>>>>>>;
+
+impl Change<'_> {
+    /// Every factor that is read for it.
+    pub(crate) fn factors(&self) -> impl Iterator<Item = &Factor> {
+        let whole = match self.origin {
+            Origin::Adapter(factor) => Some(factor),
+            Origin::Base { .. } => None,
+        };
+        let rows = self.patches.iter().map(|patch| patch.with);
+        whole.into_iter().chain(self.contributions.iter().flat_map(Contribution::factors)).chain(rows)
+    }
+
+    /// Has it another shape than in the base?
+    pub(crate) fn moves(&self, base: &Checkpoint) -> bool {
+        base.info(&self.name).is_some_and(|info| info.shape != self.info.shape)
+    }
+
+    /// Is the sum of base and updates multiplied by something?
+    pub(crate) fn is_scaled(&self) -> bool {
+        self.contributions.iter().any(|contribution| contribution.gain.is_some())
+    }
+
+    /// Does a value depend on others of its row?
+    pub(crate) fn needs_whole_rows(&self) -> bool {
+        let of_rows = |gain: &Gain| gain.over == Over::Norm && gain.along == Along::Rows;
+        self.contributions.iter().any(|contribution| contribution.gain.as_ref().is_some_and(of_rows))
+    }
+
+    /// Rows of one slice of a stack; all rows of anything else.
+    pub(crate) fn slice_rows(&self) -> u64 {
+        match self.contributions.first() {
+            Some(contribution) if self.info.shape.dims().len() > 1 => {
+                self.info.shape.dims().get(contribution.lead - 1).copied().unwrap_or(1)
+            }
+            _ => 1,
+        }
+        .max(1)
+    }
 }
 
 /// A run of bytes that is the same in base and output.
@@ -104,17 +159,7 @@ impl<'a> Plan<'a> {
     /// # Errors
     /// `E-004`.
     pub(crate) fn unchanged(&self) -> Result<()> {
-        let of_panel = |panel: &Panel<'a>| match *panel {
-            Panel::Direct(factor) | Panel::Transposed(factor) => Some(factor),
-            Panel::One => None,
-        };
-        let panels =
-            self.changes().flat_map(|change| &change.contributions).flat_map(|c| [of_panel(&c.left), of_panel(&c.right)]);
-        let whole = self.changes().map(|change| match change.origin {
-            Origin::Adapter(factor) => Some(factor),
-            Origin::Base { .. } => None,
-        });
-        let mut sources: Vec<_> = panels.chain(whole).flatten().map(Factor::source).collect();
+        let mut sources: Vec<_> = self.changes().flat_map(Change::factors).map(Factor::source).collect();
         sources.dedup_by(|one, other| Arc::ptr_eq(one, other));
         self.base.unchanged()?;
         sources.into_iter().try_for_each(|source| source.unchanged())
@@ -166,7 +211,9 @@ impl<'a> Plan<'a> {
         options: &BindOptions,
         output: &OutputOptions,
     ) -> Result<Self> {
-        let mut updates: BTreeMap<String, Vec<Contribution<'a>>> = BTreeMap::new();
+        let mut updates: BTreeMap<String, Vec<Contribution>> = BTreeMap::new();
+        let mut patches: BTreeMap<String, Vec<Patch<'a>>> = BTreeMap::new();
+        let mut shared = BTreeSet::new();
         let mut replacements: BTreeMap<String, &'a Factor> = BTreeMap::new();
         let (mut ignored, mut warnings, mut renamings) = (Vec::new(), Vec::new(), Vec::new());
         let mut problems = Vec::new();
@@ -185,24 +232,55 @@ impl<'a> Plan<'a> {
                     problems.push(Diagnostic::new(rules::TARGETS_UNIQUE, message).tensor(with.name()).help(help));
                 }
             }
+            for (name, rows) in binding.rows {
+                let new = rows.rows.iter().enumerate();
+                patches.entry(name).or_default().extend(new.map(|(i, row)| Patch {
+                    row: *row,
+                    with: &rows.with,
+                    index: i as u64,
+                }));
+            }
+            shared.extend(binding.shared);
             ignored.extend(binding.ignored);
             warnings.extend(binding.warnings);
             renamings.push(binding.renaming);
         }
+        for (name, patches) in &mut patches {
+            patches.sort_by_key(|patch| patch.row);
+            if let Some([first, second]) = patches.windows(2).find(|pair| pair[0].row == pair[1].row) {
+                let (of, and) = (first.with.source().label().display(), second.with.source().label().display());
+                let message = format!("row {} of {name:?} is replaced by two adapters, from {of} and {and}", first.row);
+                problems.push(Diagnostic::new(rules::TARGETS_UNIQUE, message).tensor(second.with.name()));
+            }
+            if updates.contains_key(name) || replacements.contains_key(name) {
+                let message = format!("one adapter replaces rows of {name:?} and another changes all of it");
+                let help = "merge one of them first, then the other into the result";
+                problems.push(Diagnostic::new(rules::TARGETS_UNIQUE, message).tensor(name).help(help));
+            }
+        }
+        for (name, contributions) in &updates {
+            if contributions.iter().any(|c| c.lead != contributions[0].lead) {
+                let message = format!("one adapter takes {name:?} for a convolution and another for a stack of experts");
+                problems.push(Diagnostic::new(rules::SHAPE_FITS, message).tensor(name));
+            }
+        }
         Error::check(problems)?;
-        let mut changed: BTreeSet<String> = updates.keys().chain(replacements.keys()).cloned().collect();
+        let mut changed: BTreeSet<String> = updates.keys().chain(replacements.keys()).chain(patches.keys()).cloned().collect();
         if changed.is_empty() {
             let message = "nothing would change: every update is left out by a flag or has weight 0";
             return Err(Error::new(rules::ADAPTER_NOT_EMPTY, message).file(base.path()));
         }
-        changed.extend(tied::heads_to_write(base, &changed));
-        let untied = tied::is_broken(base, &changed);
+        // What is replaced, or has rows replaced, under all of its names at once stays tied.
+        let alone: BTreeSet<String> =
+            updates.keys().chain(replacements.keys().filter(|name| !shared.contains(*name))).cloned().collect();
+        changed.extend(tied::heads_to_write(base, &alone));
+        let untied = tied::is_broken(base, &alone);
         if untied && base.config().untied().is_none() {
             let message = "there is no config.json in the base that could say that the embeddings are no longer tied";
             let help = "give the folder of the model as the base, with its config.json";
             return Err(Error::new(rules::TIED_WEIGHTS, message).file(base.path()).help(help));
         }
-        let shards = Outline { base, output, updates, replacements, changed }.shards();
+        let shards = Outline { base, output, updates, replacements, patches, changed }.shards();
         let keep_nonfinite = options.allow_nonfinite_base;
         let plan = Plan { base, shards, untied, keep_nonfinite, output: output.clone(), renamings, ignored, warnings };
         plan.check_replay()?;
@@ -212,6 +290,12 @@ impl<'a> Plan<'a> {
     /// The base.
     pub fn base(&self) -> &'a Checkpoint {
         self.base
+    }
+
+    /// Rows of the embedding, if they are others than the base's.
+    pub(crate) fn vocabulary(&self) -> Option<u64> {
+        let resized = self.changes().find(|change| change.moves(self.base))?;
+        resized.info.shape.dims().first().copied()
     }
 
     /// The renaming of each adapter, in order.
@@ -256,14 +340,16 @@ impl<'a> Plan<'a> {
 
     /// PEFT computes with factors of f32; those of F64 have other bits there, about which nothing is known.
     fn check_replay(&self) -> Result<()> {
+        if self.output.rounding != Rounding::Nearest
+            && let Some(change) = self.changes().find(|change| change.is_scaled() || !change.patches.is_empty())
+        {
+            let message = format!("{:?} is multiplied, or has rows replaced, and is rounded to nearest only", change.name);
+            return Err(Error::new(rules::ARGUMENT, message).tensor(&change.name).help("leave out --rounding"));
+        }
         if !matches!(self.output.rounding, Rounding::Peft | Rounding::PeftSafe) {
             return Ok(());
         }
-        let is_wide = |panel: &Panel<'_>| match panel {
-            Panel::Direct(factor) | Panel::Transposed(factor) => factor.info().dtype == Dtype::F64,
-            Panel::One => false,
-        };
-        let wide = self.changes().find(|change| change.contributions.iter().any(|c| is_wide(&c.left) || is_wide(&c.right)));
+        let wide = self.changes().find(|change| change.factors().any(|factor| factor.info().dtype == Dtype::F64));
         match wide {
             None => Ok(()),
             Some(change) => {

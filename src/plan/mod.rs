@@ -3,6 +3,8 @@
 //! here. Fields are private, and the executor accepts nothing else, so a merge of an unchecked pair cannot be written down.
 
 mod bind;
+mod families;
+mod fused;
 mod layout;
 mod options;
 mod outline;
@@ -13,9 +15,8 @@ mod tied;
 
 pub use bind::{Binding, Ignored};
 pub use layout::Plan;
-pub(crate) use layout::{Change, CopyRange, Head, Origin, OutShard, OutTensor};
+pub(crate) use layout::{Change, CopyRange, Head, Norms, Origin, OutShard, OutTensor};
 pub use options::{BindOptions, Weighted};
 pub use output::{OutputOptions, Rounding};
 pub use rename::Renaming;
-pub(crate) use shape::Contribution;
-pub(crate) use shape::Panel;
+pub(crate) use shape::{Along, Contribution, Gain, Over, Panel};

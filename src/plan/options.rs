@@ -33,6 +33,12 @@ pub struct BindOptions {
     pub add_new_tensors: bool,
     /// Write a tied `lm_head` as a tensor of its own and say so in `config.json`. Default false: refused where it matters.
     pub untie: bool,
+    /// Accept a replacement of an embedding or output layer with another number of rows than the base's, and write that number into
+    /// `config.json`. Default false: refused.
+    pub resize_vocabulary: bool,
+    /// The base is the one that training saw, of an adapter whose initialisation took something out of the published one (PiSSA, OLoRA,
+    /// CorDA, LoRA-GA, LoftQ, KaSA). Default false: such an adapter is refused.
+    pub residual_base: bool,
     /// Leave base values that are not finite as they are; with another rounding than to the nearest, a NaN may get another payload. Default
     /// false: they are refused in the tensors that change.
     pub allow_nonfinite_base: bool,

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::layout::{Change, CopyRange, Head, Origin, OutShard, OutTensor};
+use super::layout::{Change, CopyRange, Head, Norms, Origin, OutShard, OutTensor, Patch};
 use super::output::OutputOptions;
 use super::shape::Contribution;
 use super::tied;
@@ -15,8 +15,9 @@ use crate::tensor::{TensorInfo, TensorSource, is_plain_float};
 pub(super) struct Outline<'a, 'o> {
     pub(super) base: &'a Checkpoint,
     pub(super) output: &'o OutputOptions,
-    pub(super) updates: BTreeMap<String, Vec<Contribution<'a>>>,
+    pub(super) updates: BTreeMap<String, Vec<Contribution>>,
     pub(super) replacements: BTreeMap<String, &'a Factor>,
+    pub(super) patches: BTreeMap<String, Vec<Patch<'a>>>,
     pub(super) changed: BTreeSet<String>,
 }
 
@@ -26,7 +27,7 @@ struct Item {
     info: TensorInfo,
     /// The base's file and the offset in it, if it is there.
     source: Option<(usize, u64)>,
-    /// The dtype is not the base's.
+    /// The dtype or the shape is not the base's.
     converted: bool,
 }
 
@@ -75,13 +76,17 @@ impl<'a> Outline<'a, '_> {
 
     fn item(&self, name: &str, info: &TensorInfo, source: Option<(usize, u64)>) -> Item {
         let dtype = self.output.dtype.filter(|_| is_plain_float(info.dtype)).unwrap_or(info.dtype);
-        let converted = dtype != info.dtype;
-        Item { name: name.to_owned(), info: TensorInfo { dtype, shape: info.shape.clone() }, source, converted }
+        // Bound to a replacement of another shape only where the vocabulary may be resized.
+        let shape = self.replacements.get(name).map_or(&info.shape, |with| &with.info().shape).clone();
+        let converted = dtype != info.dtype || shape != info.shape;
+        Item { name: name.to_owned(), info: TensorInfo { dtype, shape }, source, converted }
     }
 
     /// A file of these tensors; `whole` is the base's file that they are all of, and whose header may do.
     fn shard(&mut self, file_name: &str, whole: Option<usize>, items: Vec<Item>) -> OutShard<'a> {
-        let kept = whole.filter(|_| items.iter().all(|item| item.source.is_some() && !item.converted));
+        let kept = whole
+            .filter(|_| self.base.replication().is_empty())
+            .filter(|_| items.iter().all(|item| item.source.is_some() && !item.converted));
         let (head, offsets, len) = match kept {
             Some(index) => {
                 let offsets = items.iter().filter_map(|item| item.source).map(|(_, begin)| begin).collect();
@@ -107,9 +112,14 @@ impl<'a> Outline<'a, '_> {
     }
 
     fn added_info(&self, name: &str) -> TensorInfo {
-        let twin = tied::stored_twin(self.base, name).and_then(|twin| self.base.info(twin));
-        let with = self.replacements.get(name).map(|factor| factor.info());
-        twin.or(with).cloned().unwrap_or_else(|| unreachable!("{name:?} was bound to a replacement or to a tied twin"))
+        let twin = tied::stored_twin(self.base, name);
+        let with = self.replacements.get(name).or_else(|| self.replacements.get(twin?)).map(|factor| factor.info());
+        let shape =
+            |info: &TensorInfo| TensorInfo { shape: with.map_or(&info.shape, |with| &with.shape).clone(), ..info.clone() };
+        twin.and_then(|twin| self.base.info(twin))
+            .map(shape)
+            .or(with.cloned())
+            .unwrap_or_else(|| unreachable!("{name:?} was bound to a replacement or to a tied twin"))
     }
 
     fn change(&mut self, name: &str, info: &TensorInfo, begin: u64) -> Change<'a> {
@@ -119,13 +129,17 @@ impl<'a> Outline<'a, '_> {
             Some(Origin::Base { shard, begin: entry.begin, info: entry.info.clone() })
         };
         let added = self.base.locate(name).is_none();
-        let origin = match self.replacements.remove(name) {
+        let twin = || tied::stored_twin(self.base, name);
+        let with = self.replacements.get(name).or_else(|| self.replacements.get(twin()?));
+        let origin = match with {
             Some(with) => Some(Origin::Adapter(with)),
-            None => of_base(name).or_else(|| tied::stored_twin(self.base, name).and_then(of_base)),
+            None => of_base(name).or_else(|| twin().and_then(of_base)),
         };
         let origin = origin.unwrap_or_else(|| unreachable!("{name:?} was bound to a tensor of the base or a replacement"));
         let contributions = self.updates.remove(name).unwrap_or_default();
-        Change { name: name.to_owned(), info: info.clone(), begin, origin, contributions, added }
+        let patches = self.patches.remove(name).unwrap_or_default();
+        let (name, info) = (name.to_owned(), info.clone());
+        Change { name, info, begin, origin, contributions, added, patches, norms: Norms::default() }
     }
 }
 

@@ -4,13 +4,18 @@
 
 use serde::Serialize;
 
-/// A change of prefix, applied to every name that the base does not have as it stands.
+use super::families::{self, FAMILIES};
+
+/// A change of prefix, or of names by the rules of a family, applied to every name that the base does not have as it stands.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Renaming {
     /// What the adapter's names start with.
     pub from: String,
     /// What the base's names start with instead.
     pub to: String,
+    /// The family whose rules are applied instead of a change of prefix.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub family: Option<&'static str>,
     /// The user asked for it: it holds for every name that starts so, and not only for those that the base does not have.
     #[serde(skip)]
     pub(super) asked: bool,
@@ -19,18 +24,21 @@ pub struct Renaming {
 impl Renaming {
     /// The renaming that changes nothing.
     pub fn identity() -> Self {
-        Renaming { from: String::new(), to: String::new(), asked: false }
+        Renaming { from: String::new(), to: String::new(), family: None, asked: false }
     }
 
     /// True if nothing is renamed.
     pub fn is_identity(&self) -> bool {
-        self.from == self.to
+        self.from == self.to && self.family.is_none()
     }
 
     /// The name in the base's name space.
     pub(super) fn apply(&self, name: &str, exists: &dyn Fn(&str) -> bool) -> String {
         if self.is_identity() || !self.asked && exists(name) {
             return name.to_owned();
+        }
+        if let Some(family) = FAMILIES.iter().find(|family| Some(family.name) == self.family) {
+            return families::apply(family.rules, name);
         }
         match name.strip_prefix(&self.from) {
             Some(rest) => format!("{}{rest}", self.to),
@@ -74,11 +82,12 @@ const WRAPPERS: &[(&str, &str)] = &[
 
 /// All renamings that are tried after exact names.
 pub(super) fn known() -> Vec<Renaming> {
-    let make = |from: &str, to: &str| Renaming { from: from.to_owned(), to: to.to_owned(), asked: false };
+    let make = |from: &str, to: &str| Renaming { from: from.to_owned(), to: to.to_owned(), family: None, asked: false };
+    let of_family = |family: &families::Family| Renaming { family: Some(family.name), ..Renaming::identity() };
     let strip = BODIES.iter().map(|body| make(body, ""));
     let add = BODIES.iter().map(|body| make("", body));
     let wrappers = WRAPPERS.iter().map(|(from, to)| make(from, to));
-    strip.chain(add).chain(wrappers).collect()
+    strip.chain(add).chain(wrappers).chain(FAMILIES.iter().map(of_family)).collect()
 }
 
 /// Length in bytes of what two names share at their ends, whole segments only.
@@ -130,7 +139,7 @@ mod tests {
         }
         let section = text.split("### A-022").nth(1).unwrap().split("### A-023").next().unwrap();
         let rows = section.lines().filter(|line| line.starts_with("| `")).count();
-        let bodies = section.split("*body* is each of").nth(1).unwrap().matches('`').count() / 2;
+        let bodies = section.split("*body* is each of").nth(1).unwrap().split("\n\n").next().unwrap().matches('`').count() / 2;
         assert_eq!((rows, bodies), (WRAPPERS.len(), BODIES.len()));
         assert!(BODIES.iter().all(|body| section.contains(&side(body))));
     }
@@ -160,7 +169,7 @@ mod tests {
 
     #[test]
     fn names_that_the_base_has_are_not_renamed() {
-        let renaming = Renaming { from: String::new(), to: "bert.".into(), asked: false };
+        let renaming = Renaming { from: String::new(), to: "bert.".into(), family: None, asked: false };
         let exists = |name: &str| name == "classifier.weight";
         assert_eq!(renaming.apply("classifier.weight", &exists), "classifier.weight");
         assert_eq!(renaming.apply("pooler.weight", &exists), "bert.pooler.weight");

@@ -23,6 +23,10 @@ pub struct AdapterReport {
     pub path: String,
     /// Its dialect.
     pub dialect: &'static str,
+    /// What people call the method: `LoRA`, `DoRA`, `LoHa`, ….
+    pub method: String,
+    /// What has to be there or asked for before it can be applied.
+    pub needs: Vec<String>,
     /// Name of the base that the trainer wrote, for people.
     pub base_name: Option<String>,
     /// Structure root of the base, if the adapter states it.
@@ -35,6 +39,10 @@ pub struct AdapterReport {
     pub targets: Vec<TargetReport>,
     /// Full tensors, sorted by tensor.
     pub replacements: Vec<ReplacementReport>,
+    /// Rows that are replaced, sorted by tensor.
+    pub rows: Vec<RowsReport>,
+    /// Tensors that are multiplied, sorted.
+    pub rescalings: Vec<RescalingReport>,
     /// The steps of its history: verb and tool.
     pub lineage: Vec<String>,
     /// What is worth saying.
@@ -47,7 +55,8 @@ pub struct AdapterReport {
 pub struct TargetReport {
     /// The base tensor.
     pub tensor: String,
-    /// `linear`, `linear_transposed`, `linear_undeclared` or `embedding`.
+    /// `linear`, `linear_transposed`, `linear_undeclared`, `embedding`, `conv`, `experts_out_in`, `experts_in_out` or
+    /// `experts_undeclared`.
     pub kind: &'static str,
     /// Outputs of the layer: rows of B.
     pub out: u64,
@@ -66,6 +75,10 @@ pub struct TargetReport {
     pub dtype: FactorDtypes,
     /// The adapter updates the bias of the layer as well.
     pub bias: bool,
+    /// DoRA: each output has a magnitude.
+    pub magnitudes: bool,
+    /// Matrices in a stack of experts.
+    pub experts: Option<u64>,
     /// ‖scale · B·A‖ (Frobenius); only on request, since the factors must be read.
     pub norm: Option<f64>,
 }
@@ -90,6 +103,32 @@ pub struct ReplacementReport {
     pub dtype: String,
     /// Shape.
     pub shape: Vec<u64>,
+}
+
+/// Rows of a tensor that are replaced.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct RowsReport {
+    /// The base tensor.
+    pub tensor: String,
+    /// Which rows, in the order of the new ones.
+    pub rows: Vec<u64>,
+    /// Dtype of the new rows.
+    pub dtype: String,
+}
+
+/// A tensor that is multiplied.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct RescalingReport {
+    /// The base tensor.
+    pub tensor: String,
+    /// What has a factor of its own: `output` or `input`.
+    pub axis: &'static str,
+    /// How many factors there are.
+    pub factors: u64,
+    /// Dtype of the factors.
+    pub dtype: String,
 }
 
 /// What a checkpoint is.

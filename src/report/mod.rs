@@ -13,7 +13,7 @@ mod verify;
 pub use convert::ConvertReport;
 pub use inspect::{
     AdapterReport, CheckpointReport, DtypeReport, FactorDtypes, FileReport, InspectReport, ListedTensor, ReplacementReport,
-    TargetReport, TiedReport,
+    RescalingReport, RowsReport, TargetReport, TiedReport,
 };
 pub use merge::{
     AdapterUse, Balance, ContributionReport, Converted, FileLeft, IgnoredReport, MergeEachReport, MergeReport, Narrowed,

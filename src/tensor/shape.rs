@@ -39,6 +39,12 @@ impl Shape {
         (bits % 8 == 0).then_some(bits / 8)
     }
 
+    /// The product of the first `lead` dimensions, and of the others.
+    pub(crate) fn split(&self, lead: usize) -> (u64, u64) {
+        let (rows, cols) = self.dims.split_at(lead.min(self.dims.len()));
+        (rows.iter().product(), cols.iter().product())
+    }
+
     /// `(rows, columns)` of a matrix; `None` for anything but two dimensions.
     pub fn matrix(&self) -> Option<(u64, u64)> {
         match self.dims[..] {

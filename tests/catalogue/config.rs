@@ -101,7 +101,7 @@ rows! {
     j11_other_peft_types => {
         let of_type = |kind: &str| of(format!(r#"{{"peft_type": "{kind}", "r": 2}}"#));
         vec![
-            bad(4, "P-003", of_type("LOHA")).says("LOHA"),
+            bad(4, "P-003", of_type("BOFT")).says("BOFT"),
             bad(4, "P-003", of_type("PROMPT_TUNING")).says("PROMPT_TUNING"),
             bad(4, "P-003", of_type("SOMETHING_NEW")).says("SOMETHING_NEW"),
             bad(4, "P-003", of(r#"{"r": 2, "lora_alpha": 2}"#)).says("peft_type"),
@@ -109,10 +109,10 @@ rows! {
     };
     j14_fields_that_change_the_meaning => {
         vec![
-            bad(4, "P-006", with(r#""layer_replication": [[0, 2], [1, 3]]"#)).says("layer_replication"),
-            bad(4, "P-006", with(r#""use_dora": true"#)).says("DoRA"),
-            bad(4, "P-006", with(r#""target_parameters": ["experts.gate_up_proj"]"#)).says("target_parameters"),
-            bad(4, "P-007", with(r#""init_lora_weights": "pissa""#)).says("pissa"),
+            Bad::scene(4, "P-006", with(r#""layer_replication": [[0, 2], [1, 3]]"#)).says("repeated"),
+            Bad::scene(4, "A-001", with(r#""use_dora": true"#)).says("lora_magnitude_vector"),
+            bad(4, "P-006", with(r#""alora_invocation_tokens": [7]"#)).says("activated"),
+            Bad::scene(4, "P-007", with(r#""init_lora_weights": "pissa""#)).says("pissa"),
         ]
     };
     j15_a_config_that_is_no_small_file => {

@@ -5,7 +5,9 @@ use super::group::{Group, group, labels};
 use super::merge::renamed;
 use super::table::{Column, WIDTH, render};
 use super::{escape, figure, line, plural};
-use crate::report::{AdapterReport, CheckpointReport, FactorDtypes, InspectReport, ReplacementReport, TargetReport};
+use crate::report::{
+    AdapterReport, CheckpointReport, FactorDtypes, InspectReport, ReplacementReport, RescalingReport, RowsReport, TargetReport,
+};
 
 /// Files of a checkpoint that are listed; the rest is counted.
 const FILES_SHOWN: usize = 20;
@@ -26,15 +28,19 @@ fn shortened(text: &str) -> String {
 
 fn adapter(report: &AdapterReport, fit: Option<&Fit>, every_target: bool) -> String {
     let mut text = format!("{}: an adapter ({})\n", escape::inline(&report.path), report.dialect);
+    line(&mut text, "method", &report.method);
     line(&mut text, "base", &shortened(report.base_name.as_deref().unwrap_or("not named")));
     if let Some(structure) = &report.base_structure {
         line(&mut text, "", &format!("structure {structure}"));
     }
-    let full = match report.replacements.len() as u64 {
-        0 => String::new(),
-        n => format!(", {}", plural(n, "full tensor")),
-    };
-    line(&mut text, "holds", &format!("{}{full}", plural(report.targets.len() as u64, "low-rank update")));
+    let counts = [
+        (report.targets.len() as u64, "low-rank update"),
+        (report.replacements.len() as u64, "full tensor"),
+        (report.rows.iter().map(|rows| rows.rows.len() as u64).sum(), "replaced row"),
+        (report.rescalings.len() as u64, "multiplied tensor"),
+    ];
+    let holds: Vec<String> = counts.iter().filter(|(n, _)| *n > 0).map(|(n, what)| plural(*n, what)).collect();
+    line(&mut text, "holds", &holds.join(", "));
     line(&mut text, "size", &format!("{}, {}", plural(report.parameters, "parameter"), figure::bytes(report.bytes)));
     let distinct = |show: fn(&TargetReport) -> String| {
         let mut all: Vec<String> = report.targets.iter().map(show).collect();
@@ -49,6 +55,9 @@ fn adapter(report: &AdapterReport, fit: Option<&Fit>, every_target: bool) -> Str
         line(&mut text, "scale", &format!("{scales} ({})", distinct(|t| t.rule.to_owned())));
         line(&mut text, "dtype", &distinct(dtype));
     }
+    for (i, need) in report.needs.iter().enumerate() {
+        line(&mut text, if i == 0 { "needs" } else { "" }, need);
+    }
     for (i, step) in report.lineage.iter().enumerate() {
         line(&mut text, if i == 0 { "history" } else { "" }, step);
     }
@@ -59,6 +68,14 @@ fn adapter(report: &AdapterReport, fit: Option<&Fit>, every_target: bool) -> Str
     if !report.replacements.is_empty() {
         text.push('\n');
         text.push_str(&replacements(report, every_target));
+    }
+    if !report.rows.is_empty() {
+        text.push('\n');
+        text.push_str(&rows(report));
+    }
+    if !report.rescalings.is_empty() {
+        text.push('\n');
+        text.push_str(&rescalings(report, every_target));
     }
     if let Some(fit) = fit {
         text.push('\n');
@@ -74,12 +91,14 @@ fn dtype(target: &TargetReport) -> String {
 
 /// What is common to the targets of a row.
 fn facts(target: &TargetReport) -> Vec<String> {
-    let kind = match (target.kind, target.bias) {
-        ("linear", false) => String::new(),
-        (kind, false) => kind.trim_start_matches("linear_").to_owned(),
-        ("linear", true) => "with bias".to_owned(),
-        (kind, true) => format!("{}, with bias", kind.trim_start_matches("linear_")),
+    let kind = match (target.kind, target.experts) {
+        ("linear", _) => String::new(),
+        (kind, Some(experts)) => format!("{experts} {}", kind.replace('_', " ")),
+        (kind, None) => kind.trim_start_matches("linear_").to_owned(),
     };
+    let extras = [(target.bias, "with bias"), (target.magnitudes, "with magnitudes")];
+    let extras = extras.iter().filter(|(is_there, _)| *is_there).map(|(_, what)| (*what).to_owned());
+    let kind = std::iter::once(kind).filter(|kind| !kind.is_empty()).chain(extras).collect::<Vec<_>>().join(", ");
     vec![
         figure::shape(&[target.out, target.inner]),
         target.rank.to_string(),
@@ -144,6 +163,39 @@ fn replacements(report: &AdapterReport, each: bool) -> String {
         return render(&columns, &report.replacements.iter().map(row).collect::<Vec<_>>(), usize::MAX);
     }
     let groups = group(report.replacements.iter().map(|r| (r.tensor.as_str(), facts(r))));
+    let row =
+        |(label, group): (String, &Group)| [&[label, group.layers(), group.members.len().to_string()], group.facts()].concat();
+    render(&columns, &labels(&groups).into_iter().zip(&groups).map(row).collect::<Vec<_>>(), WIDTH)
+}
+
+/// Rows of each tensor that are replaced, the first few of them.
+fn rows(report: &AdapterReport) -> String {
+    const SHOWN: usize = 12;
+    let row = |rows: &RowsReport| {
+        let ids: Vec<String> = rows.rows.iter().take(SHOWN).map(u64::to_string).collect();
+        let more = if rows.rows.len() > SHOWN { format!(" and {} more", rows.rows.len() - SHOWN) } else { String::new() };
+        vec![rows.tensor.clone(), ids.join(" ") + &more, rows.dtype.clone()]
+    };
+    let columns = [Column::Text("rows of"), Column::Text("which"), Column::Text("dtype")];
+    render(&columns, &report.rows.iter().map(row).collect::<Vec<_>>(), WIDTH)
+}
+
+/// Tensors that are multiplied, by kind of module or each on its own.
+fn rescalings(report: &AdapterReport, each: bool) -> String {
+    let facts = |r: &RescalingReport| vec![r.axis.to_owned(), r.factors.to_string(), r.dtype.clone()];
+    let columns = [
+        Column::Text("multiplied tensor"),
+        Column::Text("layers"),
+        Column::Number("n"),
+        Column::Text("by"),
+        Column::Number("factors"),
+        Column::Text("dtype"),
+    ];
+    if each {
+        let row = |r: &RescalingReport| [vec![r.tensor.clone(), String::new(), String::new()], facts(r)].concat();
+        return render(&columns, &report.rescalings.iter().map(row).collect::<Vec<_>>(), usize::MAX);
+    }
+    let groups = group(report.rescalings.iter().map(|r| (r.tensor.as_str(), facts(r))));
     let row =
         |(label, group): (String, &Group)| [&[label, group.layers(), group.members.len().to_string()], group.facts()].concat();
     render(&columns, &labels(&groups).into_iter().zip(&groups).map(row).collect::<Vec<_>>(), WIDTH)

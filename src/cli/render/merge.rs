@@ -86,7 +86,10 @@ fn adapter_lines(text: &mut String, label: &str, adapter: &AdapterUse) {
 
 /// What became of the adapter's names.
 pub(super) fn renamed(renaming: &Renaming) -> String {
-    format!("{:?} of the adapter is {:?} of the base", renaming.from, renaming.to)
+    match renaming.family {
+        Some(family) => format!("modules of the adapter are named as the family {family} names them in files"),
+        None => format!("{:?} of the adapter is {:?} of the base", renaming.from, renaming.to),
+    }
 }
 
 /// Several names on one line, the first few of them.

@@ -63,6 +63,15 @@ impl SafetensorsFile {
         &self.header
     }
 
+    /// The same file with each tensor under the names that `names_of` gives it, which may be none or several.
+    pub(crate) fn renamed(mut self, names_of: impl Fn(&str) -> Vec<String>) -> Self {
+        let entries = std::mem::take(&mut self.header.entries);
+        let named = |entry: Entry| names_of(&entry.name).into_iter().map(move |name| Entry { name, ..entry.clone() });
+        self.header.entries = entries.into_iter().flat_map(named).collect();
+        self.index = self.header.entries.iter().enumerate().map(|(i, entry)| (entry.name.clone(), i)).collect();
+        self
+    }
+
     /// The entry of a tensor.
     pub(crate) fn entry(&self, name: &str) -> Option<&Entry> {
         self.index.get(name).and_then(|&i| self.header.entries.get(i))

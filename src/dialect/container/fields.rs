@@ -76,8 +76,16 @@ impl<'a> Object<'a> {
         self.parsed(key, "an array of integers")
     }
 
+    pub(super) fn pairs(&self, key: &str) -> Result<Vec<[u64; 2]>> {
+        self.parsed(key, "an array of pairs of integers")
+    }
+
     pub(super) fn number(&self, key: &str) -> Result<f64> {
         self.parsed(key, "a number")
+    }
+
+    pub(super) fn flag(&self, key: &str) -> Result<bool> {
+        self.parsed(key, "true or false")
     }
 
     /// An object that is kept as it is.

@@ -7,13 +7,30 @@ use std::fmt;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 
 use super::fields::Object;
-use super::manifest::{Base, BiasEntry, EntryKind, FEATURES, Input, Manifest, Origin, Record, ReplacementEntry, TargetEntry};
-use crate::adapter::ScalingRule;
+use super::manifest::{
+    Axes, Base, BiasEntry, EntryKind, FEATURES, Input, Manifest, Origin, REMOVED, Record, ReplacementEntry, RescalingEntry,
+    ResidualEntry, RowsEntry, TargetEntry,
+};
+use crate::adapter::{Axis, ScalingRule};
 use crate::error::{Diagnostic, Error, Result};
 use crate::rules;
 
-const MEMBERS: [&str; 10] =
-    ["container", "required", "optional", "base", "targets", "replacements", "digests", "content", "lineage", "origin"];
+const MEMBERS: [&str; 14] = [
+    "container",
+    "required",
+    "optional",
+    "base",
+    "targets",
+    "replacements",
+    "rows",
+    "rescalings",
+    "replication",
+    "residual",
+    "digests",
+    "content",
+    "lineage",
+    "origin",
+];
 
 /// Refuses text that is not one JSON object in which no key occurs twice, at any level (`C-030`).
 pub(super) fn check_json(text: &str) -> Result<()> {
@@ -47,6 +64,10 @@ impl Manifest {
             },
             targets: top.objects("targets")?.into_iter().map(target).collect::<Result<_>>()?,
             replacements: top.objects("replacements")?.into_iter().map(replacement).collect::<Result<_>>()?,
+            rows: optional(&top, "rows")?.into_iter().map(rows).collect::<Result<_>>()?,
+            rescalings: optional(&top, "rescalings")?.into_iter().map(rescaling).collect::<Result<_>>()?,
+            replication: top.get("replication").map(|_| top.pairs("replication")).transpose()?.unwrap_or_default(),
+            residual: top.get("residual").map(|_| residual(top.object("residual")?)).transpose()?,
             digests: top.object("digests")?.string_members()?.into_iter().collect(),
             content: top.string("content")?,
             origin: top.get("origin").map(|_| origin(top.object("origin")?)).transpose()?,
@@ -83,7 +104,7 @@ fn check_features(required: &BTreeSet<String>) -> Result<()> {
 
 /// A feature that is used without being listed would be misread by a reader that does not know it.
 fn check_listed(manifest: &Manifest) -> Result<()> {
-    let used = Manifest::used_features(&manifest.targets, &manifest.replacements);
+    let used = manifest.used_features();
     match used.difference(&manifest.required).next() {
         None => Ok(()),
         Some(feature) => Err(Error::new(
@@ -94,12 +115,24 @@ fn check_listed(manifest: &Manifest) -> Result<()> {
 }
 
 fn target(entry: Object<'_>) -> Result<TargetEntry> {
-    let entry = entry.only(&["tensor", "kind", "shape", "a", "b", "rank", "alpha", "scaling", "scale", "bias"])?;
+    let members = ["tensor", "kind", "axes", "shape", "a", "b", "rank", "alpha", "scaling", "scale", "bias", "magnitude"];
+    let entry = entry.only(&members)?;
     let kind = entry.string("kind")?;
+    let kind = EntryKind::from_name(&kind)
+        .ok_or_else(|| entry.wrong("kind", "linear, linear_transposed, embedding, conv1d, conv2d, conv3d, experts or flat"))?;
+    let axes = match (kind, entry.get("axes")) {
+        (EntryKind::Experts, _) => {
+            let axes = entry.string("axes")?;
+            Some(Axes::from_name(&axes).ok_or_else(|| entry.wrong("axes", "in_out or out_in"))?)
+        }
+        (_, None) => None,
+        (_, Some(_)) => return Err(entry.wrong("axes", "no such member, which only experts have")),
+    };
     let scaling = entry.string("scaling")?;
     Ok(TargetEntry {
         tensor: entry.string("tensor")?,
-        kind: EntryKind::from_name(&kind).ok_or_else(|| entry.wrong("kind", "linear, linear_transposed or embedding"))?,
+        kind,
+        axes,
         shape: entry.integers("shape")?,
         a: entry.string("a")?,
         b: entry.string("b")?,
@@ -108,7 +141,37 @@ fn target(entry: Object<'_>) -> Result<TargetEntry> {
         scaling: ScalingRule::from_name(&scaling).ok_or_else(|| entry.wrong("scaling", "alpha/rank or alpha/sqrt(rank)"))?,
         scale: entry.number("scale")?,
         bias: entry.get("bias").map(|_| bias(entry.object("bias")?)).transpose()?,
+        magnitude: entry.get("magnitude").map(|_| entry.string("magnitude")).transpose()?,
     })
+}
+
+/// A list that is left out where it is empty.
+fn optional<'a>(top: &Object<'a>, name: &'static str) -> Result<Vec<Object<'a>>> {
+    if top.get(name).is_some() { top.objects(name) } else { Ok(Vec::new()) }
+}
+
+fn rows(entry: Object<'_>) -> Result<RowsEntry> {
+    let entry = entry.only(&["tensor", "rows", "with"])?;
+    Ok(RowsEntry { tensor: entry.string("tensor")?, rows: entry.integers("rows")?, with: entry.string("with")? })
+}
+
+fn residual(entry: Object<'_>) -> Result<ResidualEntry> {
+    let entry = entry.only(&["why", "removed"])?;
+    let name = entry.string("removed")?;
+    let removed = REMOVED.iter().find(|(known, _)| *known == name).map(|(_, removed)| *removed);
+    let removed = removed.ok_or_else(|| entry.wrong("removed", "a known name of what was taken out, or unknown"))?;
+    Ok(ResidualEntry { why: entry.string("why")?, removed })
+}
+
+fn rescaling(entry: Object<'_>) -> Result<RescalingEntry> {
+    let entry = entry.only(&["tensor", "axis", "transposed", "if_there", "by"])?;
+    let axis = match entry.string("axis")?.as_str() {
+        "output" => Axis::Output,
+        "input" => Axis::Input,
+        _ => return Err(entry.wrong("axis", "output or input")),
+    };
+    let (transposed, if_there) = (entry.flag("transposed")?, entry.flag("if_there")?);
+    Ok(RescalingEntry { tensor: entry.string("tensor")?, axis, transposed, if_there, by: entry.string("by")? })
 }
 
 fn bias(entry: Object<'_>) -> Result<BiasEntry> {
@@ -117,8 +180,9 @@ fn bias(entry: Object<'_>) -> Result<BiasEntry> {
 }
 
 fn replacement(entry: Object<'_>) -> Result<ReplacementEntry> {
-    let entry = entry.only(&["tensor", "with"])?;
-    Ok(ReplacementEntry { tensor: entry.string("tensor")?, with: entry.string("with")? })
+    let entry = entry.only(&["tensor", "with", "shared"])?;
+    let shared = entry.get("shared").map(|_| entry.flag("shared")).transpose()?.unwrap_or(false);
+    Ok(ReplacementEntry { tensor: entry.string("tensor")?, with: entry.string("with")?, shared })
 }
 
 fn origin(entry: Object<'_>) -> Result<Origin> {

@@ -5,10 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::KEY;
-use super::manifest::{Manifest, TargetEntry};
+use super::manifest::{Axes, EntryKind, Manifest, RescalingEntry, TargetEntry};
 use super::parse::check_json;
 use crate::adapter::{
-    Adapter, AdapterParts, BaseIdentity, BiasDelta, Factor, Lineage, LineageInput, Replacement, Scaling, Target,
+    Adapter, AdapterParts, BaseIdentity, BiasDelta, Factor, Lineage, LineageInput, Orientation, Removed, Replacement, Rescaling,
+    RowReplacement, Scaling, Target,
 };
 use crate::codec::safetensors::SafetensorsFile;
 use crate::error::{Diagnostic, Error, Result};
@@ -38,7 +39,7 @@ pub(crate) fn read(file: Arc<SafetensorsFile>, limits: &Limits) -> Result<Adapte
     let mut targets = Vec::with_capacity(manifest.targets.len());
     for entry in manifest.targets {
         targets.push(Target {
-            kind: entry.kind.kind(),
+            kind: entry.kind(),
             a: factor(&entry.a)?,
             b: factor(&entry.b)?,
             scaling: scaling(&entry),
@@ -46,12 +47,26 @@ pub(crate) fn read(file: Arc<SafetensorsFile>, limits: &Limits) -> Result<Adapte
                 Some(bias) => Some(BiasDelta { delta: factor(&bias.delta)?, tensor: bias.tensor }),
                 None => None,
             },
+            magnitude: match entry.magnitude {
+                Some(name) => Some(factor(&name)?),
+                None => None,
+            },
             tensor: entry.tensor,
         });
     }
+    let mut rows = Vec::with_capacity(manifest.rows.len());
+    for entry in manifest.rows {
+        rows.push(RowReplacement { with: factor(&entry.with)?, tensor: entry.tensor, rows: entry.rows });
+    }
+    let mut rescalings = Vec::with_capacity(manifest.rescalings.len());
+    for entry in manifest.rescalings {
+        let RescalingEntry { tensor, axis, transposed, if_there, by } = entry;
+        let orientation = if transposed { Orientation::InOut } else { Orientation::OutIn };
+        rescalings.push(Rescaling { by: factor(&by)?, tensor, axis, orientation, if_there });
+    }
     let mut replacements = Vec::with_capacity(manifest.replacements.len());
     for entry in manifest.replacements {
-        replacements.push(Replacement { with: factor(&entry.with)?, tensor: entry.tensor });
+        replacements.push(Replacement { with: factor(&entry.with)?, tensor: entry.tensor, shared: entry.shared });
     }
     let lineage = manifest.lineage.into_iter().map(|record| Lineage {
         op: record.op,
@@ -68,6 +83,16 @@ pub(crate) fn read(file: Arc<SafetensorsFile>, limits: &Limits) -> Result<Adapte
         dialect: "container",
         targets,
         replacements,
+        rows,
+        rescalings,
+        replication: manifest.replication.iter().map(|[start, end]| (*start, *end)).collect(),
+        residual: manifest.residual.map(|residual| {
+            let help = match residual.removed {
+                Removed::Unknown => "give the base that was trained on, with --residual-base",
+                _ => "take it out here, with --recompute-residual, or give the base that was trained on, with --residual-base",
+            };
+            (Diagnostic::new(rules::INIT_CHANGES_BASE, residual.why).help(help), residual.removed)
+        }),
         base: BaseIdentity { name: manifest.base.name, structure: manifest.base.structure, targets: manifest.base.targets },
         lineage: lineage.collect(),
         digests: manifest.digests,
@@ -131,20 +156,33 @@ fn balance(manifest: &Manifest, file: &SafetensorsFile) -> Vec<Diagnostic> {
     problems
 }
 
-/// `C-035`: the factors are matrices of one rank, and with the kind they give the shape.
+/// `C-035`: the factors have the dimensions of their kind and one rank, and with the kind they give the shape.
 fn shape_problem(entry: &TargetEntry, file: &SafetensorsFile) -> Option<Diagnostic> {
     let (a, b) = (&file.info(&entry.a)?.shape, &file.info(&entry.b)?.shape);
     let problem = |message: String| {
         let message = format!("target {:?}: A {a} and B {b} {message}", entry.tensor);
         Some(Diagnostic::new(rules::MANIFEST_SHAPES, message).tensor(&entry.a))
     };
-    let (Some((a_rank, inner)), Some((out, b_rank))) = (a.matrix(), b.matrix()) else {
-        return problem("are not both matrices".into());
+    let (ranks, shape) = match (entry.kind, a.dims(), b.dims()) {
+        (EntryKind::Linear | EntryKind::Flat, &[a, inner], &[out, b]) => ([a, b], vec![out, inner]),
+        (EntryKind::LinearTransposed | EntryKind::Embedding, &[a, inner], &[out, b]) => ([a, b], vec![inner, out]),
+        (EntryKind::Conv(sizes), &[a, ref kernel @ ..], &[out, b, ref ones @ ..])
+            if kernel.len() == sizes + 1 && ones.len() == sizes && ones.iter().all(|&one| one == 1) =>
+        {
+            ([a, b], std::iter::once(out).chain(kernel.iter().copied()).collect())
+        }
+        (EntryKind::Experts, &[experts, a, inner], &[others, out, b]) if experts == others => match entry.axes {
+            Some(Axes::InOut) => ([a, b], vec![experts, inner, out]),
+            _ => ([a, b], vec![experts, out, inner]),
+        },
+        (EntryKind::Linear | EntryKind::LinearTransposed | EntryKind::Embedding | EntryKind::Flat, ..) => {
+            return problem("are not both matrices".into());
+        }
+        (kind, ..) => return problem(format!("do not have the dimensions of {}", kind.name())),
     };
-    if a_rank != entry.rank || b_rank != entry.rank {
+    if ranks != [entry.rank; 2] {
         return problem(format!("do not have the rank {} that the manifest states", entry.rank));
     }
-    let shape = entry.kind.base_shape((out, inner));
     if entry.shape != shape {
         let kind = entry.kind.name();
         return problem(format!("give the shape {shape:?} for {kind}, but the manifest states {:?}", entry.shape));

@@ -59,6 +59,7 @@ fn sample() -> Adapter {
         b: factor(b),
         scaling: Scaling { rank, alpha: 3.0, rule },
         bias: None,
+        magnitude: None,
     };
     let mut square = target("h.c_attn.weight", Kind::Linear(Orientation::InOut), "3", "4", 4, ScalingRule::Standard);
     square.bias = Some(BiasDelta { tensor: "h.c_attn.bias".into(), delta: factor("7") });
@@ -71,8 +72,8 @@ fn sample() -> Adapter {
             target("wte.weight", Kind::Embedding, "5", "6", 1, ScalingRule::Standard),
         ],
         replacements: vec![
-            Replacement { tensor: "q.bias".into(), with: factor("8") },
-            Replacement { tensor: "norm.weight".into(), with: factor("7") },
+            Replacement { tensor: "q.bias".into(), with: factor("8"), shared: false },
+            Replacement { tensor: "norm.weight".into(), with: factor("7"), shared: false },
         ],
         base: BaseIdentity { name: Some("a \"base\"\u{1f}é".into()), structure: Some("ab".repeat(32)), targets: None },
         origin_config: Some("{\"r\": 8, \"lora_alpha\": 1e-05,\n \"z\": {\"a\": -1}}".into()),
@@ -153,7 +154,9 @@ fn what_a_container_cannot_say_is_refused_before_anything_is_written() {
         error.diagnostics()[0].rule().id
     };
     assert_eq!(refused(&|p| p.targets[0].kind = Kind::Linear(Orientation::Undeclared)), "A-024");
-    assert_eq!(refused(&|p| p.targets[0].tensor = "q".into()), "P-011");
+    // Of parameters that are no module's weight, PEFT wraps matrices and stacks alone.
+    assert_eq!(refused(&|p| p.targets[2].tensor = "wte".into()), "P-011");
+    assert_eq!(refused(&|p| p.targets[0].tensor = "q".into()), "C-008");
     assert_eq!(refused(&|p| p.replacements[0].tensor = "q.lora_A.weight".into()), "C-008");
     assert_eq!(refused(&|p| p.replacements[0].tensor = "x".repeat(1020)), "C-019");
     assert_eq!(refused(&|p| p.base.structure = Some("AB".repeat(32))), "C-039");
@@ -195,7 +198,8 @@ fn each_rule_of_the_manifest_is_broken_by_one_edit() {
         assert_eq!(replaced(r#""container":"1.0""#, &format!(r#""container":"{version}""#)), "C-031", "{version}");
     }
     assert_eq!(replaced(r#""container":"1.0""#, r#""container":"1.17""#), "accepted");
-    assert_eq!(replaced(r#""required":[]"#, r#""required":["experts"],"new":1"#), "C-032");
+    assert_eq!(replaced(r#""required":[]"#, r#""required":["lattice"],"new":1"#), "C-032");
+    assert_eq!(replaced(r#""required":[]"#, r#""required":["experts"]"#), "accepted");
     for (from, to) in [
         (r#""optional":[],"#, ""),
         (r#""optional":[]"#, r#""optional":[],"new":1"#),
@@ -205,6 +209,16 @@ fn each_rule_of_the_manifest_is_broken_by_one_edit() {
         (r#""shape":[2,3]"#, r#""shape":[2,-3]"#),
         (r#""kind":"linear""#, r#""kind":"linear_transposed""#),
         (r#""kind":"linear""#, r#""kind":"conv2d""#),
+        (r#""kind":"linear""#, r#""kind":"lattice""#),
+        (r#""kind":"linear""#, r#""kind":"experts""#),
+        (r#""kind":"linear""#, r#""kind":"experts","axes":"rows""#),
+        (r#""scale":2.0"#, r#""scale":2.0,"magnitude":"base_model.model.q.lora_A.weight""#),
+        (r#""replacements":[]"#, r#""replacements":[],"rows":null"#),
+        (r#""replacements":[]"#, r#""replacements":[],"rows":[{"tensor":"x","rows":[1],"with":"y"}]"#),
+        (r#""replacements":[]"#, r#""replacements":[],"rescalings":[{}]"#),
+        (r#""replacements":[]"#, r#""replacements":[],"residual":{"why":"x","removed":"all"}"#),
+        (r#""replacements":[]"#, r#""replacements":[],"residual":{"why":"x","removed":"unknown"}"#),
+        (r#""replacements":[]"#, r#""replacements":[{"tensor":"x","with":"y","shared":1}]"#),
         (r#""scaling":"alpha/rank""#, r#""scaling":"rank""#),
         (r#""targets":[{"#, r#""targets":[{"axes":"in_out","#),
     ] {
@@ -255,11 +269,30 @@ fn vectors_come_out_as_the_specification_says() {
     assert!(seen > 50);
 }
 
+/// Vectors of each kind and member beyond plain matrices.
+const OF_EACH_KIND: [&str; 12] = [
+    "C-035_conv1d",
+    "C-035_conv2d",
+    "C-035_conv3d",
+    "C-035_experts_in_out",
+    "C-035_experts_out_in",
+    "C-035_flat",
+    "C-034_attention",
+    "C-034_magnitudes",
+    "C-034_rows",
+    "C-034_rescalings",
+    "C-034_shared",
+    "C-034_every_member",
+];
+
 /// Files that somebody else wrote in the canonical form are written again byte for byte.
 #[test]
 fn canonical_vectors_are_reproduced() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("spec/vectors");
-    for name in ["C-040_example", "C-034_every_kind", "C-036_rslora", "C-033_origin", "C-034_only_replacements", "C-035_dtypes"] {
+    for name in ["C-040_example", "C-034_every_kind", "C-036_rslora", "C-033_origin", "C-034_only_replacements", "C-035_dtypes"]
+        .into_iter()
+        .chain(OF_EACH_KIND)
+    {
         let path: PathBuf = root.join(format!("y_{name}.safetensors"));
         let again = bytes_of(&open(&path).unwrap(), None).unwrap();
         assert!(again == std::fs::read(&path).unwrap(), "{name}");

@@ -7,10 +7,13 @@ use std::fs::File;
 use std::path::Path;
 
 use super::canonical::canonical;
-use super::manifest::{Base, BiasEntry, EntryKind, Input, Manifest, Origin, Record, ReplacementEntry, TargetEntry, VERSION};
+use super::manifest::{
+    Base, BiasEntry, EntryKind, Input, Manifest, Origin, Record, ReplacementEntry, RescalingEntry, ResidualEntry, RowsEntry,
+    TargetEntry, VERSION,
+};
 use super::parse::check_json;
 use super::{KEY, names};
-use crate::adapter::{Adapter, BaseIdentity, Factor, Lineage, Target};
+use crate::adapter::{Adapter, BaseIdentity, Factor, Kind, Lineage, Orientation, Target};
 use crate::codec::safetensors::Layout;
 use crate::error::{Error, Result};
 use crate::io::{ContentRoot, disk, tensor_digest, write_error};
@@ -82,41 +85,87 @@ fn draft<'a>(
     };
     let mut targets = Vec::with_capacity(adapter.targets().len());
     for target in adapter.targets() {
-        targets.push(entry(target, &mut add)?);
+        targets.push(entry(adapter, target, &mut add)?);
     }
     let modules = names::modules(adapter);
     let mut replacements = Vec::with_capacity(adapter.replacements().len());
     for replacement in adapter.replacements() {
         let with = add(names::of_replacement(replacement, &modules), &replacement.with)?;
-        replacements.push(ReplacementEntry { tensor: replacement.tensor.clone(), with });
+        replacements.push(ReplacementEntry { tensor: replacement.tensor.clone(), with, shared: replacement.shared });
+    }
+    let mut rows = Vec::with_capacity(adapter.rows().len());
+    for entry in adapter.rows() {
+        let with = add(names::of_rows(&entry.tensor), &entry.with)?;
+        rows.push(RowsEntry { tensor: entry.tensor.clone(), rows: entry.rows.clone(), with });
+    }
+    let mut rescalings = Vec::with_capacity(adapter.rescalings().len());
+    for entry in adapter.rescalings() {
+        let by = names::of_rescaling(&entry.tensor);
+        let used = rescalings.iter().any(|other: &RescalingEntry| other.by == by);
+        let by = if used { by } else { add(by, &entry.by)? };
+        let transposed = match entry.orientation {
+            Orientation::OutIn => false,
+            Orientation::InOut => true,
+            Orientation::Undeclared => {
+                let message = format!("the orientation of {:?} is not declared, and a container states it", entry.tensor);
+                return Err(Error::new(rules::ORIENTATION, message).tensor(&entry.tensor).help("pass --fan-in-fan-out"));
+            }
+        };
+        let (tensor, axis, if_there) = (entry.tensor.clone(), entry.axis, entry.if_there);
+        rescalings.push(RescalingEntry { tensor, axis, transposed, if_there, by });
     }
     let lineage = adapter.lineage().iter().cloned().chain(step).map(record).collect::<Result<_>>()?;
     let zeros = "0".repeat(64);
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         container: VERSION.to_owned(),
-        required: Manifest::used_features(&targets, &replacements),
+        required: Default::default(),
         optional: Default::default(),
         base: Base { name: base.name.clone(), structure: base.structure.clone(), targets: base.targets.clone() },
         targets,
         replacements,
+        rows,
+        rescalings,
+        replication: adapter.replication().iter().map(|(start, end)| [*start, *end]).collect(),
+        residual: adapter
+            .parts()
+            .residual
+            .as_ref()
+            .map(|(why, removed)| ResidualEntry { why: why.message().to_owned(), removed: *removed }),
         digests: factors.keys().map(|name| (name.clone(), zeros.clone())).collect(),
         content: zeros,
         lineage,
         origin: adapter.origin_config().map(origin).transpose()?,
     };
+    manifest.required = manifest.used_features();
     Ok((manifest, factors))
 }
 
-fn entry<'a>(target: &'a Target, add: &mut impl FnMut(String, &'a Factor) -> Result<String>) -> Result<TargetEntry> {
-    let kind = EntryKind::of(target.kind).ok_or_else(|| {
+fn entry<'a>(
+    adapter: &Adapter,
+    target: &'a Target,
+    add: &mut impl FnMut(String, &'a Factor) -> Result<String>,
+) -> Result<TargetEntry> {
+    let undeclared = || {
         let message = format!("the orientation of {:?} is not declared, and a container states it", target.tensor);
-        Error::new(rules::ORIENTATION, message).tensor(&target.tensor).help("give the base with --base, or pass --fan-in-fan-out")
-    })?;
-    let names = names::of_target(target)?;
+        let help = match target.kind {
+            Kind::Experts(_) => "give the base with --base, or pass --expert-axes",
+            _ => "give the base with --base, or pass --fan-in-fan-out",
+        };
+        Error::new(rules::ORIENTATION, message).tensor(&target.tensor).help(help)
+    };
+    let (kind, axes) = EntryKind::of(target).ok_or_else(undeclared)?;
+    // What is flat has the base's own shape, which the adapter does not know.
+    let shape = match target.base_shape() {
+        Some(shape) => shape,
+        None if kind == EntryKind::Flat => <[u64; 2]>::from(target.out_in()).to_vec(),
+        None => return Err(undeclared()),
+    };
+    let names = names::of_target(adapter, target)?;
     Ok(TargetEntry {
         tensor: target.tensor.clone(),
         kind,
-        shape: kind.base_shape(target.out_in()).to_vec(),
+        axes,
+        shape,
         a: add(names.a, &target.a)?,
         b: add(names.b, &target.b)?,
         rank: target.scaling.rank,
@@ -125,6 +174,10 @@ fn entry<'a>(target: &'a Target, add: &mut impl FnMut(String, &'a Factor) -> Res
         scale: target.scaling.effective(),
         bias: match &target.bias {
             Some(bias) => Some(BiasEntry { tensor: bias.tensor.clone(), delta: add(names.bias, &bias.delta)? }),
+            None => None,
+        },
+        magnitude: match &target.magnitude {
+            Some(magnitude) => Some(add(names.magnitude, magnitude)?),
             None => None,
         },
     })

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 
 use super::fields::{Fields, number_of, rank_of};
 use super::json::{self, Json};
+use super::methods::Method;
+use super::methods::variant::BlockDiagonal;
 use super::refuse;
-use crate::adapter::{Orientation, ScalingRule};
+use crate::adapter::{Orientation, Removed, ScalingRule};
 use crate::error::{Diagnostic, Error, Result};
 use crate::limits::Limits;
 use crate::rules;
@@ -20,9 +22,18 @@ const HARMLESS: &[&str] = &[
     "auto_mapping",
     "corda_config",
     "eva_config",
+    "beta1",
+    "beta2",
+    "d_initial",
+    "decompose_both",
+    "decompose_factor",
+    "deltaT",
     "exclude_modules",
     "inference_mode",
+    "init_ia3_weights",
     "init_lora_weights",
+    "init_r",
+    "init_weights",
     "layers_pattern",
     "layers_to_transform",
     "loftq_config",
@@ -30,11 +41,27 @@ const HARMLESS: &[&str] = &[
     "lora_ga_config",
     "megatron_core",
     "merge_weights",
+    "module_dropout",
+    "monteclora_config",
+    "orth_reg_weight",
     "peft_type",
-    "peft_version",
+    "projection_prng_key",
     "qalora_group_size",
+    "r",
+    "rank_dropout",
+    "rank_dropout_scale",
+    "rank_pattern",
     "revision",
     "runtime_config",
+    "save_projection",
+    "target_modules",
+    "target_r",
+    "tfinal",
+    "tinit",
+    "total_step",
+    "use_effective_conv2d",
+    "velora_config",
+    "vera_dropout",
 ];
 
 /// Which modules were chosen for training. The tensors decide; this is cross-checked.
@@ -61,7 +88,21 @@ pub(super) enum Bias {
 pub(crate) struct PeftConfig {
     pub(super) file: PathBuf,
     pub(super) text: String,
+    pub(super) method: Method,
     pub(super) rank: u64,
+    /// AdaLoRA's first rank, by which it divides.
+    pub(super) init_rank: u64,
+    /// IA3: modules whose inputs are multiplied.
+    pub(super) feedforward_modules: Vec<String>,
+    pub(super) block_diagonal: Option<BlockDiagonal>,
+    /// Ranges of layers that were repeated.
+    pub(super) replication: Vec<(u64, u64)>,
+    /// Why the published base is not the one that was trained on, if it is not.
+    pub(super) residual: Option<(Diagnostic, Removed)>,
+    /// A diagonal stands between B and A.
+    pub(super) kasa: bool,
+    /// QALoRA: inputs of a group.
+    pub(super) group: Option<u64>,
     pub(super) alpha: f64,
     pub(super) rule: ScalingRule,
     pub(super) rank_pattern: Vec<(String, u64)>,
@@ -74,6 +115,14 @@ pub(crate) struct PeftConfig {
     /// The LoRA or the saved copy of an embedding is shared with the tied head.
     pub(super) ensure_weight_tying: bool,
     pub(super) orientation: Orientation,
+    /// Every target has magnitudes.
+    pub(super) dora: bool,
+    /// Bare parameters that were adapted, as paths or ends of paths.
+    pub(super) target_parameters: Vec<String>,
+    /// The rows that were trained of each embedding, by the end of its path.
+    pub(super) tokens: Vec<(String, Vec<u64>)>,
+    /// The version that wrote the file; since 0.18.
+    pub(super) peft_version: Option<String>,
     pub(super) base_name: Option<String>,
     pub(super) warnings: Vec<Diagnostic>,
 }
@@ -92,19 +141,37 @@ impl PeftConfig {
         if let Some(problem) = refuse::method(get("peft_type"), &members) {
             return Err(problem.file(file).into());
         }
+        let name = if let Some(Json::Text(name)) = get("peft_type") { name.as_str() } else { "LORA" };
+        let method = Method::from_name(name).unwrap_or(Method::Lora);
         let mut fields = Fields::new(&members);
+        let alpha = if matches!(method, Method::LoHa | Method::LoKr) { "alpha" } else { "lora_alpha" };
         let mut config = PeftConfig {
             file: file.to_path_buf(),
             text: text.to_owned(),
-            rank: fields.rank(limits),
-            alpha: fields.number("lora_alpha").unwrap_or(DEFAULT_ALPHA),
+            method,
+            rank: if method.has_rank() { fields.rank("r", limits) } else { 1 },
+            init_rank: if method == Method::AdaLora { fields.rank("init_r", limits) } else { 1 },
+            feedforward_modules: if method == Method::Ia3 { fields.names("feedforward_modules") } else { Vec::new() },
+            residual: None,
+            replication: fields.ranges("layer_replication"),
+            kasa: fields.is_set("kasa_config"),
+            block_diagonal: fields.block_diagonal("use_bdlora"),
+            group: fields.flag("use_qalora").filter(|on| *on).map(|_| fields.rank("qalora_group_size", limits)),
+            alpha: fields.number(alpha).unwrap_or(DEFAULT_ALPHA),
             rule: match fields.flag("use_rslora") {
                 Some(true) => ScalingRule::RankStabilized,
                 _ => ScalingRule::Standard,
             },
-            rank_pattern: fields.pattern("rank_pattern", |value| rank_of(value, limits)),
+            // AdaLoRA keeps masks there, which say which ranks are in the file.
+            rank_pattern: match method {
+                Method::AdaLora => Vec::new(),
+                _ => fields.pattern("rank_pattern", |value| rank_of(value, limits)),
+            },
             alpha_pattern: fields.pattern("alpha_pattern", number_of),
-            target_modules: fields.selection("target_modules"),
+            target_modules: match method {
+                Method::Ia3 | Method::Tokens => Selection::Automatic,
+                _ => fields.selection("target_modules"),
+            },
             modules_to_save: fields.names("modules_to_save"),
             bias: fields.bias(),
             lora_bias: fields.flag("lora_bias").unwrap_or(false),
@@ -114,6 +181,10 @@ impl PeftConfig {
                 Some(false) => Orientation::OutIn,
                 Some(true) => Orientation::InOut,
             },
+            dora: fields.flag("use_dora").unwrap_or(false),
+            target_parameters: fields.names("target_parameters"),
+            tokens: fields.tokens(if method == Method::Tokens { "token_indices" } else { "trainable_token_indices" }),
+            peft_version: fields.text("peft_version"),
             base_name: fields.text("base_model_name_or_path"),
             warnings: Vec::new(),
         };
@@ -121,7 +192,13 @@ impl PeftConfig {
         config.modules_to_save.extend(implied_by_task(task.as_deref()).iter().map(|&name| name.to_owned()));
         let Fields { read, mut problems, .. } = fields;
         problems.extend(refuse::variants(&members));
-        problems.extend(refuse::initialisation(get("init_lora_weights")));
+        let residual = if method == Method::Lora { refuse::initialisation(get("init_lora_weights")) } else { None };
+        match residual.or_else(|| refuse::kasa(get("kasa_config"))) {
+            Some((problem, removed)) if problem.rule() == rules::INIT_CHANGES_BASE => {
+                config.residual = Some((problem.file(file), removed));
+            }
+            problem => problems.extend(problem.map(|(problem, _)| problem)),
+        }
         Error::check(problems.into_iter().map(|p| p.file(file)).collect())?;
         config.warnings.extend(unknown_fields(&members, &read).map(|warning| warning.file(file)));
         Ok(config)

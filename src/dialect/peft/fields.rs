@@ -3,6 +3,7 @@
 
 use super::config::{Bias, Selection};
 use super::json::Json;
+use super::methods::variant::BlockDiagonal;
 use crate::error::Diagnostic;
 use crate::limits::Limits;
 use crate::rules;
@@ -39,16 +40,66 @@ impl<'a> Fields<'a> {
         self.problems.push(Diagnostic::new(rules::CONFIG_LIMIT, message).tensor(name));
     }
 
-    pub(super) fn rank(&mut self, limits: &Limits) -> u64 {
-        match self.get("r").map(|value| rank_of(value, limits)) {
+    pub(super) fn rank(&mut self, name: &'static str, limits: &Limits) -> u64 {
+        match self.get(name).map(|value| rank_of(value, limits)) {
             Some(Ok(rank)) => return rank,
-            Some(Err(problem)) => self.problems.push(problem.named("r")),
+            Some(Err(problem)) => self.problems.push(problem.named(name)),
             None => {
-                let message = "r is missing or null; it has to be the rank, a whole number of at least 1";
-                self.problems.push(Diagnostic::new(rules::CONFIG_TYPES, message).tensor("r"));
+                let message = format!("{name} is missing or null; it has to be a whole number of at least 1");
+                self.problems.push(Diagnostic::new(rules::CONFIG_TYPES, message).tensor(name));
             }
         }
         1
+    }
+
+    /// Pairs of a start and an end.
+    pub(super) fn ranges(&mut self, name: &'static str) -> Vec<(u64, u64)> {
+        let expected = "a list of pairs [start, end]";
+        let Some(value) = self.get(name) else { return Vec::new() };
+        let Json::List(items) = value else {
+            self.wrong(name, value, expected);
+            return Vec::new();
+        };
+        let mut ranges = Vec::new();
+        for item in items {
+            let number = |value: &Json| if let Json::Int(number) = value { u64::try_from(*number).ok() } else { None };
+            let pair = if let Json::List(pair) = item { pair.as_slice() } else { &[] };
+            match pair {
+                [start, end] if number(start).is_some() && number(end).is_some() => ranges.extend(number(start).zip(number(end))),
+                _ => self.wrong(name, item, expected),
+            }
+        }
+        ranges
+    }
+
+    /// Whether a sub-config is there.
+    pub(super) fn is_set(&mut self, name: &'static str) -> bool {
+        self.get(name).is_some_and(|value| *value != Json::Bool(false))
+    }
+
+    /// BD-LoRA's sub-config. `true` means its defaults: two blocks, and no modules, which changes nothing.
+    pub(super) fn block_diagonal(&mut self, name: &'static str) -> Option<BlockDiagonal> {
+        let members = match self.get(name)? {
+            Json::Bool(false) => return None,
+            Json::Object(members) => members,
+            other => {
+                self.wrong(name, other, "an object with nblocks and the modules whose factors have blocks");
+                return None;
+            }
+        };
+        let get = |key: &str| members.iter().find(|(k, _)| k == key).map(|(_, value)| value).filter(|v| **v != Json::Null);
+        let blocks = match get("nblocks") {
+            Some(Json::Int(blocks)) => u64::try_from(*blocks).unwrap_or(0),
+            _ => 0,
+        };
+        if blocks == 0 {
+            self.wrong(name, &Json::Null, "an object whose nblocks is a whole number of at least 1");
+        }
+        let mut list = |key| match get(key) {
+            Some(value) => self.list(name, value, "an object with lists of module names"),
+            None => Vec::new(),
+        };
+        Some(BlockDiagonal { blocks, a: list("target_modules_bd_a"), b: list("target_modules_bd_b") })
     }
 
     pub(super) fn flag(&mut self, name: &'static str) -> Option<bool> {
@@ -117,6 +168,46 @@ impl<'a> Fields<'a> {
 
     pub(super) fn names(&mut self, name: &'static str) -> Vec<String> {
         self.get(name).map_or_else(Vec::new, |value| self.list(name, value, "a list of strings or null"))
+    }
+
+    /// Row numbers by module: an object of lists, or one list for the input embedding, which PEFT calls `embed_tokens` then.
+    pub(super) fn tokens(&mut self, name: &'static str) -> Vec<(String, Vec<u64>)> {
+        let expected = "a list of token ids, or an object of such lists";
+        match self.get(name) {
+            None => Vec::new(),
+            Some(Json::List(list)) => self.ids(name, list).map(|ids| (String::new(), ids)).into_iter().collect(),
+            Some(Json::Object(members)) => {
+                let mut tokens = Vec::new();
+                for (module, value) in members {
+                    match value {
+                        Json::List(list) => tokens.extend(self.ids(name, list).map(|ids| (module.clone(), ids))),
+                        other => self.wrong(name, other, expected),
+                    }
+                }
+                tokens
+            }
+            Some(other) => {
+                self.wrong(name, other, expected);
+                Vec::new()
+            }
+        }
+    }
+
+    fn ids(&mut self, name: &'static str, list: &[Json]) -> Option<Vec<u64>> {
+        let mut ids = Vec::with_capacity(list.len().min(MAX_NAMES));
+        if list.len() > MAX_NAMES {
+            self.too_many(name, list.len());
+            return None;
+        }
+        for item in list {
+            let id = if let Json::Int(id) = item { u64::try_from(*id).ok() } else { None };
+            let Some(id) = id else {
+                self.wrong(&format!("an entry of {name}"), item, "a token id: a whole number of at least 0");
+                return None;
+            };
+            ids.push(id);
+        }
+        Some(ids)
     }
 
     fn list(&mut self, name: &'static str, value: &Json, expected: &str) -> Vec<String> {

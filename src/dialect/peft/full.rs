@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use super::config::{Bias, PeftConfig};
 use super::patterns::ends;
-use crate::adapter::Adapter;
+use crate::adapter::{Adapter, Replacement};
 use crate::error::{Diagnostic, Error, Result};
 use crate::rules;
 
@@ -42,7 +42,8 @@ pub(super) fn unannounced(
         let help = "put adapter_config.json beside the weights, or remove the tensor";
         return refuse(rules::FULL_TENSOR_NAMED, "is a full tensor, and there is no config to announce it", help);
     };
-    if saved(&config.modules_to_save, parameter) {
+    // PEFT saves embeddings unasked when the vocabulary was resized, and loads them unasked.
+    if saved(&config.modules_to_save, parameter) || is_embedding(parameter) && !name.contains(".base_layer.") {
         return None;
     }
     let module = parameter.strip_suffix(".bias");
@@ -61,11 +62,6 @@ pub(super) fn unannounced(
             "is not a name that PEFT writes for LoRA",
             "PEFT would ignore it in silence; remove it",
         );
-    }
-    let embedding = parents(parameter).next().and_then(|module| module.rsplit('.').next());
-    if embedding.is_some_and(|leaf| EMBEDDINGS.contains(&leaf)) {
-        let help = "PEFT saves it when the vocabulary was resized; name the module in modules_to_save to replace it in the base";
-        return refuse(rules::FULL_TENSOR_NAMED, "is a full embedding that modules_to_save does not name", help);
     }
     let why = if module.is_some() {
         "is a full tensor, but bias is \"none\" and modules_to_save does not name it"
@@ -86,7 +82,8 @@ pub(super) struct Announced {
 impl Announced {
     pub(super) fn of(adapter: &Adapter, targets: &[&str]) -> Result<Announced> {
         let targets: BTreeSet<&str> = targets.iter().copied().collect();
-        let parameters = || adapter.replacements().iter().map(|r| r.tensor.as_str());
+        let unasked = |r: &&Replacement| r.shared && is_embedding(&r.tensor);
+        let parameters = || adapter.replacements().iter().filter(|r| !unasked(r)).map(|r| r.tensor.as_str());
         let mut saved = BTreeSet::new();
         for parameter in parameters().filter(|p| !p.ends_with(".bias") && !is_own_weight(p, &targets)) {
             let Some((module, _)) = parameter.rsplit_once('.') else {

@@ -21,6 +21,14 @@ pub(super) enum Role {
     BaseWeight,
     /// `base_layer.bias`: the module's own bias, trained.
     BaseBias,
+    /// `lora_magnitude_vector`: DoRA's magnitudes.
+    Magnitude,
+    /// `lora_diag`: KaSA's diagonal between B and A.
+    Diagonal,
+    /// `trainable_tokens_delta`: rows that replace those of an embedding. They are no differences, whatever the name says.
+    Rows,
+    /// A record of training that PEFT itself does not merge: what wrote it.
+    Training(&'static str),
     /// Any other parameter: a full tensor.
     Full,
     /// A part of a method that is not `s·B·A`: what it is, and the way out.
@@ -46,17 +54,12 @@ pub(super) struct Key<'a> {
 /// What PEFT puts before the path of a module.
 pub(super) const PREFIX: &str = "base_model.model.";
 
-const MERGE_IN_PEFT: &str = "merge it with PEFT (merge_and_unload) and use the merged model";
+pub(super) const MERGE_IN_PEFT: &str = "merge it with PEFT (merge_and_unload) and use the merged model";
 
 /// Parts of other methods, by the start of the segment that names the parameter.
 const OTHER_METHODS: &[(&str, &str)] = &[
-    ("lora_magnitude_vector", "a magnitude of DoRA, which rescales the merged weight"),
-    ("lora_diag", "the diagonal of KaSA, which stands between B and A"),
     ("lora_E", "the diagonal of AdaLoRA, which stands between B and A"),
     ("ranknum", "the rank of AdaLoRA, by which its update is divided"),
-    ("lora_velora_", "a training record of VeLoRA"),
-    ("lora_monteclora_", "the sampler of MonteCLoRA"),
-    ("trainable_tokens_delta", "replaced rows of an embedding; which rows is not in the file"),
     ("trainable_tokens_original", "original rows of an embedding with replaced rows"),
     ("hada_w1", "a factor of LoHa, an element-wise product"),
     ("hada_w2", "a factor of LoHa, an element-wise product"),
@@ -81,6 +84,10 @@ const OTHER_METHODS: &[(&str, &str)] = &[
     ("prompt_encoder", "the encoder of a prompt method, which changes no weight"),
 ];
 
+/// Records of training, by the start of the segment that names the parameter. PEFT merges without them.
+const TRAINING: &[(&str, &str)] =
+    &[("lora_velora_", "a training record of VeLoRA"), ("lora_monteclora_", "the sampler of MonteCLoRA")];
+
 /// Reads one tensor name. `exists` says whether the file has a tensor of a name; it decides what `x.lora_A.lora_A.weight` is.
 pub(super) fn parse<'a>(name: &'a str, exists: &dyn Fn(&str) -> bool) -> Key<'a> {
     let mut rest = name;
@@ -92,10 +99,9 @@ pub(super) fn parse<'a>(name: &'a str, exists: &dyn Fn(&str) -> bool) -> Key<'a>
     let (module, role, adapter) = read(name, &segments, exists);
     let (path, role, adapter) = if role == Role::Full { full(rest, &segments) } else { (module.join("."), role, adapter) };
     let role = match role {
-        Role::A | Role::B | Role::EmbeddingA | Role::EmbeddingB | Role::BiasDelta | Role::BaseBias | Role::BaseWeight => {
-            within(&path, role)
-        }
-        other => other,
+        Role::Full | Role::Unknown | Role::Refused(..) | Role::Training(_) => role,
+        _ if path.is_empty() => Role::Unknown,
+        _ => role,
     };
     Key { name, path, role, adapter, prefixed }
 }
@@ -117,6 +123,16 @@ fn read<'s, 'a>(name: &str, segments: &'s [&'a str], exists: &dyn Fn(&str) -> bo
         [module @ .., "lora_B", adapter, "bias"] => (module, Role::BiasDelta, Some(adapter)),
         [module @ .., "lora_embedding_A", adapter] => (module, Role::EmbeddingA, Some(adapter)),
         [module @ .., "lora_embedding_B", adapter] => (module, Role::EmbeddingB, Some(adapter)),
+        [module @ .., "lora_magnitude_vector"] => (module, Role::Magnitude, None),
+        [module @ .., "lora_magnitude_vector", "weight"] => (module, Role::Magnitude, None),
+        [module @ .., "lora_magnitude_vector", adapter, "weight"] => (module, Role::Magnitude, Some(adapter)),
+        [module @ .., "lora_magnitude_vector", adapter] => (module, Role::Magnitude, Some(adapter)),
+        [module @ .., "lora_diag"] => (module, Role::Diagonal, None),
+        [module @ .., "lora_diag", adapter] => (module, Role::Diagonal, Some(adapter)),
+        [module @ .., "token_adapter", "trainable_tokens_delta"] => (module, Role::Rows, None),
+        [module @ .., "token_adapter", "trainable_tokens_delta", adapter] => (module, Role::Rows, Some(adapter)),
+        [module @ .., "trainable_tokens_delta"] => (module, Role::Rows, None),
+        [module @ .., "trainable_tokens_delta", adapter] => (module, Role::Rows, Some(adapter)),
         [module @ .., "base_layer", "bias"] => (module, Role::BaseBias, None),
         [module @ .., "base_layer", "weight"] => (module, Role::BaseWeight, None),
         [module @ .., "lora_A" | "lora_B"] => {
@@ -156,6 +172,9 @@ fn other(segments: &[&str]) -> Role {
     }
     let parameter = segments.iter().rev().take(3);
     for segment in parameter {
+        if let Some((_, what)) = TRAINING.iter().find(|(start, _)| segment.starts_with(start)) {
+            return Role::Training(what);
+        }
         if let Some((_, what)) = OTHER_METHODS.iter().find(|(start, _)| segment.starts_with(start)) {
             return Role::Refused(what, MERGE_IN_PEFT);
         }
@@ -179,22 +198,5 @@ fn full<'a>(rest: &str, segments: &[&'a str]) -> (String, Role, Option<&'a str>)
         }
         Some(_) => (rest.to_owned(), Role::Unknown, None),
         None => (rest.to_owned(), Role::Full, None),
-    }
-}
-
-/// Wrappers around wrappers: PEFT nests them for attention with a fused input projection and for bare parameters, whose names
-/// it does not store.
-fn within(path: &str, role: Role) -> Role {
-    let mut segments = path.split('.');
-    if path.is_empty() {
-        return Role::Unknown;
-    }
-    match segments.find(|&segment| segment == "base_layer").map(|_| segments.next()) {
-        None => role,
-        Some(Some("out_proj")) => Role::Refused(
-            "a factor inside nn.MultiheadAttention, where PEFT wraps the fused input projection and the output apart",
-            MERGE_IN_PEFT,
-        ),
-        Some(_) => Role::Refused("a factor of one of several bare parameters, which the name does not tell apart", MERGE_IN_PEFT),
     }
 }

@@ -10,19 +10,25 @@
 //! | `python`, `patterns` | which key of `rank_pattern` and `alpha_pattern` matches which module? |
 //! | `scaling` | which rank and alpha does each module have? |
 //! | `keys` | what is a tensor to its module? |
+//! | `place`, `experts` | which base tensor does a wrapped module stand for, and how are stacks of experts packed? |
+//! | `methods` | what are the tensors of methods that are not LoRA? |
 //! | `full` | is a full tensor announced? |
 //! | `uniform` | which defaults and exceptions say the same? |
-//! | `read`, `write` | the two directions |
+//! | `read`, `write`, `rescaling` | the two directions |
 
 mod config;
+mod experts;
 mod fields;
 mod full;
 mod json;
 mod keys;
+mod methods;
 mod patterns;
+mod place;
 mod python;
 mod read;
 mod refuse;
+mod rescaling;
 mod scaling;
 mod uniform;
 mod write;

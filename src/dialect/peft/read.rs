@@ -5,26 +5,35 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::config::PeftConfig;
-use super::full;
 use super::keys::{self, Key, PREFIX, Role};
-use super::patterns::Modules;
+use super::methods::{self, Method, variant};
+use super::patterns::{Modules, ends};
+use super::place::{self, Place};
 use super::scaling;
+use super::{experts, full};
 use crate::adapter::{
-    Adapter, AdapterParts, BaseIdentity, BiasDelta, Factor, Kind, Orientation, Replacement, Scaling, ScalingRule, Target,
+    Adapter, AdapterParts, BaseIdentity, BiasDelta, Factor, Kind, Orientation, Replacement, RowReplacement, Scaling, ScalingRule,
+    Target,
 };
 use crate::dialect::foreign;
 use crate::error::{Diagnostic, Error, Result};
 use crate::limits::Limits;
 use crate::rules;
-use crate::tensor::TensorSource;
+use crate::tensor::{Derived, TensorSource, read_all};
 
 /// What the caller states in place of the config.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct PeftOptions {
     /// Alpha of every module, for adapters without a config.
     pub(crate) alpha: Option<f64>,
     /// Scaling rule of every module, for adapters without a config. Default [`ScalingRule::Standard`].
     pub(crate) rule: Option<ScalingRule>,
+    /// Output projections of `nn.MultiheadAttention` get their update twice, as PEFT up to 0.21.2 gives it in training and merging (PR 3774).
+    pub(crate) attention_twice: bool,
+    /// The order in which modules register the parameters that were adapted, for modules that are not known.
+    pub(crate) parameter_order: Vec<String>,
+    /// How stacks of experts lie; overrides what the version of PEFT tells.
+    pub(crate) expert_axes: Option<Orientation>,
     /// Orientation of every linear layer; overrides the config, whose field PEFT itself corrects by the type of the layer.
     pub(crate) orientation: Option<Orientation>,
 }
@@ -50,12 +59,21 @@ pub(crate) fn read(
         return Err(Error::new(rules::ARGUMENT, message).file(&label).help("edit the config if it is wrong"));
     }
     let mut reader = Reader { source: &source, problems: Vec::new(), warnings: Vec::new() };
+    let method = config.map_or(Method::Lora, |config| config.method);
+    let (parts, names) = methods::sorted(method, &names);
     let keys: Vec<Key<'_>> = names.iter().map(|name| keys::parse(name, &|n| source.info(n).is_some())).collect();
     reader.check_prefix(&keys);
     reader.check_adapter_names(&keys);
     let modules = reader.group(&keys);
-    let targets = reader.targets(&modules, config, options, limits);
+    let mut targets = reader.targets(&modules, config, options, limits);
+    let mut rescalings = Vec::new();
+    if let Some(config) = config.filter(|_| !parts.is_empty()) {
+        let made = reader.made(config, &parts, options, limits);
+        targets.extend(made.targets);
+        rescalings = made.rescalings;
+    }
     let replacements = reader.replacements(&keys, &modules, config);
+    let rows = reader.rows(&keys, config);
     reader.check_tying(&targets, &replacements, config);
     let Reader { problems, warnings, .. } = reader;
     let parts = AdapterParts {
@@ -63,13 +81,18 @@ pub(crate) fn read(
         dialect: "peft",
         targets,
         replacements,
+        rows,
+        rescalings,
+        replication: config.map(|config| config.replication.clone()).unwrap_or_default(),
+        residual: config.and_then(|config| config.residual.clone()),
         base: BaseIdentity { name: config.and_then(|c| c.base_name.clone()), ..BaseIdentity::default() },
         origin_config: config.map(|c| c.text.clone()),
         warnings: config.map(|c| c.warnings.clone()).into_iter().flatten().chain(warnings).collect(),
         ..AdapterParts::default()
     };
     let mut problems = problems;
-    let refused_all = parts.targets.is_empty() && parts.replacements.is_empty() && !problems.is_empty();
+    let whole = parts.replacements.len() + parts.rows.len() + parts.rescalings.len();
+    let refused_all = parts.targets.is_empty() && whole == 0 && !problems.is_empty();
     match Adapter::new(parts, limits) {
         Ok(adapter) if problems.is_empty() => return Ok(adapter),
         Err(error) if !refused_all => problems.extend(error.into_diagnostics()),
@@ -89,6 +112,8 @@ struct Module<'a> {
     a: Option<&'a Key<'a>>,
     b: Option<&'a Key<'a>>,
     bias_delta: Option<&'a Key<'a>>,
+    magnitude: Option<&'a Key<'a>>,
+    diagonal: Option<&'a Key<'a>>,
 }
 
 /// Modules with a LoRA, by path and by whether they are embeddings.
@@ -152,14 +177,29 @@ impl Reader<'_> {
     /// Sorts the factors by module; what is no factor and cannot be a full tensor is a problem.
     fn group<'a>(&mut self, keys: &'a [Key<'a>]) -> ByModule<'a> {
         let mut modules = ByModule::new();
+        let embeddings: BTreeSet<&str> =
+            keys.iter().filter(|key| key.role == Role::EmbeddingA).map(|key| key.path.as_str()).collect();
         for key in keys {
-            let embedding = matches!(key.role, Role::EmbeddingA | Role::EmbeddingB);
+            // Magnitudes have one name for layers of all kinds.
+            let is_embedding = |path: &str| embeddings.contains(path);
+            let embedding = match key.role {
+                Role::EmbeddingA | Role::EmbeddingB => true,
+                Role::Magnitude => is_embedding(&key.path),
+                _ => false,
+            };
             let module = || (key.path.as_str(), embedding);
             let slot = match key.role {
                 Role::A | Role::EmbeddingA => &mut modules.entry(module()).or_default().a,
                 Role::B | Role::EmbeddingB => &mut modules.entry(module()).or_default().b,
                 Role::BiasDelta => &mut modules.entry(module()).or_default().bias_delta,
-                Role::BaseBias | Role::BaseWeight | Role::Full => continue,
+                Role::Magnitude => &mut modules.entry(module()).or_default().magnitude,
+                Role::BaseBias | Role::BaseWeight | Role::Full | Role::Rows => continue,
+                Role::Training(what) => {
+                    let message = format!("{:?} is {what}, and is left out as PEFT leaves it out when it merges", key.name);
+                    self.warnings.push(Diagnostic::new(rules::KEY_GRAMMAR, message).tensor(key.name));
+                    continue;
+                }
+                Role::Diagonal => &mut modules.entry(module()).or_default().diagonal,
                 Role::Refused(what, way_out) => {
                     let message = format!("{:?} is {what}; it is not applied by this version", key.name);
                     self.problem(Diagnostic::new(rules::METHOD_SUPPORTED, message).tensor(key.name).help(way_out));
@@ -181,6 +221,28 @@ impl Reader<'_> {
         modules
     }
 
+    /// What the tensors of a method that is not LoRA amount to.
+    fn made(
+        &mut self,
+        config: &PeftConfig,
+        parts: &BTreeMap<String, BTreeMap<&str, &str>>,
+        options: &PeftOptions,
+        limits: &Limits,
+    ) -> methods::Made {
+        let paths: Vec<&str> = parts.keys().map(String::as_str).filter(|path| !path.is_empty()).collect();
+        let placed = vec![None; paths.len()];
+        let resolved = self.resolve(config, &paths, &placed, limits);
+        let scales = |module: &str| {
+            let at = paths.iter().position(|path| *path == module);
+            at.and_then(|at| resolved.get(at)).map_or(1.0, |resolved| resolved.scaling.effective())
+        };
+        let config = PeftConfig { orientation: options.orientation.unwrap_or(config.orientation), ..config.clone() };
+        let mut made = methods::make(&config, parts, self.source, &scales);
+        self.problems.append(&mut made.problems);
+        self.warnings.append(&mut made.warnings);
+        made
+    }
+
     fn targets(
         &mut self,
         modules: &ByModule<'_>,
@@ -189,7 +251,9 @@ impl Reader<'_> {
         limits: &Limits,
     ) -> Vec<Target> {
         let paths: Vec<&str> = modules.keys().map(|(path, _)| *path).collect();
-        let resolved = config.map(|config| self.resolve(config, &paths, limits));
+        let places = place::places(&paths, config, &options.parameter_order, &mut self.problems);
+        let placed: Vec<Option<&Place>> = paths.iter().map(|path| places.get(path)).collect();
+        let resolved = config.map(|config| self.resolve(config, &paths, &placed, limits));
         if resolved.is_none() && options.alpha.is_none() && !modules.is_empty() {
             let message = "there is no adapter_config.json, so the scale of the update is not known";
             let help = "put adapter_config.json beside the weights, or state alpha: --alpha NUMBER";
@@ -199,6 +263,8 @@ impl Reader<'_> {
         let mut targets = Vec::with_capacity(modules.len());
         for (i, (&(path, embedding), module)) in modules.iter().enumerate() {
             let Some((a, b)) = self.pair(path, module) else { continue };
+            let Some(place) = placed.get(i).copied().flatten() else { continue };
+            let Some((a, b)) = self.written_out(path, (a, b), module.diagonal, config) else { continue };
             let stated = resolved.as_ref().and_then(|resolved| resolved.get(i));
             let scaling = match stated {
                 Some(stated) => stated.scaling,
@@ -208,22 +274,56 @@ impl Reader<'_> {
                     rule: options.rule.unwrap_or(ScalingRule::Standard),
                 },
             };
-            let scaling = stated.map_or(scaling, |stated| self.check_rank(path, &a, &b, stated));
+            let mut kind = match (embedding, a.info().shape.dims().len()) {
+                (true, _) => Kind::Embedding,
+                (false, 3..) => Kind::Conv,
+                // Parameters are used as they are stored, whatever the layers of the model do.
+                (false, _) if place.parameter || place.tensor.ends_with(".in_proj_weight") => Kind::Linear(Orientation::OutIn),
+                (false, _) => Kind::Linear(orientation),
+            };
+            let (mut a, mut b, mut scaling) = (a, b, scaling);
+            if let Some((ours_a, ours_b)) = self.unpacked(place, &a, &b, stated) {
+                (a, b) = (ours_a, ours_b);
+                self.check_square_experts(place, &a, config, options);
+                kind = Kind::Experts(options.expert_axes.or(config.and_then(expert_axes)).unwrap_or(Orientation::Undeclared));
+                scaling = stated.map_or(scaling, |stated| stated.scaling);
+            } else if let Some(stated) = stated {
+                scaling = self.check_rank(path, &a, &b, stated);
+            }
+            if options.attention_twice && path.ends_with(".base_layer.out_proj") {
+                scaling.alpha *= 2.0;
+            }
             let bias = module.bias_delta.and_then(|key| self.factor(key));
             self.check_lora_bias(path, module, embedding, config);
+            self.check_magnitude(path, module, config);
+            let bias_of = |module: &str| format!("{module}.bias");
+            let of_bias = place
+                .tensor
+                .strip_suffix(".weight")
+                .map_or_else(|| place.tensor.replace("in_proj_weight", "in_proj_bias"), bias_of);
             targets.push(Target {
-                tensor: format!("{path}.weight"),
-                kind: if embedding { Kind::Embedding } else { Kind::Linear(orientation) },
+                tensor: place.tensor.clone(),
+                kind,
                 a,
                 b,
                 scaling,
-                bias: bias.map(|delta| BiasDelta { tensor: format!("{path}.bias"), delta }),
+                bias: bias.map(|delta| BiasDelta { tensor: of_bias, delta }),
+                magnitude: module.magnitude.and_then(|key| self.factor(key)),
             });
         }
         targets
     }
 
-    fn resolve(&mut self, config: &PeftConfig, paths: &[&str], limits: &Limits) -> Vec<scaling::Resolved> {
+    fn resolve(
+        &mut self,
+        config: &PeftConfig,
+        paths: &[&str],
+        placed: &[Option<&Place>],
+        limits: &Limits,
+    ) -> Vec<scaling::Resolved> {
+        let names: Vec<&str> =
+            paths.iter().zip(placed).map(|(path, place)| place.map_or(*path, |place| place.name.as_str())).collect();
+        let paths = names.as_slice();
         let index = Modules::new(paths);
         let mut problems = Vec::new();
         let mut warnings = Vec::new();
@@ -231,6 +331,8 @@ impl Reader<'_> {
         match index.uncovered(&config.target_modules, limits) {
             Err(problem) => problems.push(problem),
             Ok(uncovered) => {
+                let is_parameter = |i: &usize| placed.get(*i).copied().flatten().is_some_and(|place| place.parameter);
+                let uncovered: Vec<usize> = uncovered.into_iter().filter(|i| !is_parameter(i)).collect();
                 if let Some(first) = uncovered.first().and_then(|&i| paths.get(i)) {
                     let message = format!(
                         "target_modules does not cover {} of {} modules, such as {first:?}",
@@ -254,7 +356,7 @@ impl Reader<'_> {
             let help = "the file is incomplete; save the adapter again";
             Diagnostic::new(rules::FACTORS_PAIRED, message).tensor(key.name).help(help)
         };
-        match (module.a, module.b, module.bias_delta) {
+        match (module.a, module.b, module.bias_delta.or(module.magnitude).or(module.diagonal)) {
             (Some(a), Some(b), _) => return self.factor(a).zip(self.factor(b)),
             (Some(a), None, _) => self.problem(orphan(a, "factor B")),
             (None, Some(b), _) => self.problem(orphan(b, "factor A")),
@@ -290,6 +392,87 @@ impl Reader<'_> {
         Scaling { rank: a_rank, ..stated.scaling }
     }
 
+    /// The factors of a variant of LoRA that stores them in another form, in the usual one.
+    fn written_out(
+        &mut self,
+        path: &str,
+        (a, b): (Factor, Factor),
+        diagonal: Option<&Key<'_>>,
+        config: Option<&PeftConfig>,
+    ) -> Option<(Factor, Factor)> {
+        if diagonal.is_some() != config.is_some_and(|config| config.kasa) {
+            let message = format!("module {path:?}: lora_diag and kasa_config go together, and one of them is missing");
+            let help = "this is the config of another adapter, or the file is incomplete";
+            self.problem(Diagnostic::new(rules::FACTORS_PAIRED, message).tensor(a.name()).help(help));
+            return None;
+        }
+        let Some(config) = config else { return Some((a, b)) };
+        let (name, shapes) = (a.name().to_owned(), format!("A {} and B {}", a.info().shape, b.info().shape));
+        let whole = match &config.block_diagonal {
+            Some(blocks) => blocks.whole(self.source, path, a, b),
+            None => Some((a, b)),
+        };
+        let whole = whole.and_then(|(a, b)| match config.group {
+            Some(group) => Some((variant::ungrouped(self.source, &a, group)?, b)),
+            None => Some((a, b)),
+        });
+        let whole = whole.and_then(|(a, b)| match diagonal {
+            Some(key) => Some((a, variant::with_diagonal(self.source, &b, key.name)?)),
+            None => Some((a, b)),
+        });
+        if whole.is_none() {
+            let message = format!("module {path:?}: {shapes} are not what kasa_config, use_bdlora or qalora_group_size says");
+            let help = "this is the config of another adapter";
+            self.problem(Diagnostic::new(rules::FACTOR_SHAPES, message).tensor(name).help(help));
+        }
+        whole
+    }
+
+    /// The factors of a stack of experts, if that is what they are: `r` is the rank of one of them.
+    fn unpacked(&self, place: &Place, a: &Factor, b: &Factor, stated: Option<&scaling::Resolved>) -> Option<(Factor, Factor)> {
+        let rank = stated.filter(|_| place.parameter)?.scaling.rank;
+        let (a_info, b_info) = experts::unpacked(a.info(), b.info(), rank)?;
+        if a_info.shape.dims().first() == Some(&1) {
+            return None;
+        }
+        let mut derived = Derived::new(self.source);
+        let (a_name, b_name, to) = (a.name().to_owned(), b.name().to_owned(), b_info.clone());
+        derived.insert(a.name(), a_info, move |source| read_all(source, &a_name));
+        derived.insert(b.name(), b_info, move |source| experts::unpack(source, &b_name, &to));
+        let derived: Arc<dyn TensorSource> = Arc::new(derived);
+        Factor::new(&derived, a.name()).zip(Factor::new(&derived, b.name()))
+    }
+
+    /// PEFT 0.19.0 took stacks the wrong way round, depending on the model, so that its squares can be told by nobody.
+    fn check_square_experts(&mut self, place: &Place, a: &Factor, config: Option<&PeftConfig>, options: &PeftOptions) {
+        let is_it = config.and_then(|config| config.peft_version.as_deref()).is_some_and(|version| version.starts_with("0.19.0"));
+        if is_it && options.expert_axes.is_none() {
+            let message = format!(
+                "{:?} was written by PEFT 0.19.0, which laid out some stacks of experts the wrong way round",
+                place.tensor
+            );
+            let help = "state how the factors lie: --expert-axes out-in if A has the inputs of the weight (E, out, in), in-out if (E, in, out)";
+            self.problem(Diagnostic::new(rules::ORIENTATION, message).tensor(a.name()).help(help));
+        }
+    }
+
+    /// Magnitudes are there if and only if `use_dora` is set.
+    fn check_magnitude(&mut self, path: &str, module: &Module<'_>, config: Option<&PeftConfig>) {
+        match (module.magnitude, config.map(|c| c.dora)) {
+            (Some(key), Some(false)) => {
+                let message = format!("{:?} is a magnitude of DoRA, but use_dora is not set", key.name);
+                let help = "PEFT would ignore the tensor in silence; set use_dora, or remove the tensor";
+                self.problem(Diagnostic::new(rules::KEY_GRAMMAR, message).tensor(key.name).help(help));
+            }
+            (None, Some(true)) => {
+                let message = format!("use_dora is set, but module {path:?} has no lora_magnitude_vector");
+                let help = "the file is incomplete; save the adapter again";
+                self.problem(Diagnostic::new(rules::FACTORS_PAIRED, message).tensor(path).help(help));
+            }
+            _ => {}
+        }
+    }
+
     /// `lora_B.bias` is there if and only if `lora_bias` is set.
     fn check_lora_bias(&mut self, path: &str, module: &Module<'_>, embedding: bool, config: Option<&PeftConfig>) {
         match (module.bias_delta, config.map(|c| c.lora_bias)) {
@@ -299,8 +482,9 @@ impl Reader<'_> {
                 self.problem(Diagnostic::new(rules::KEY_GRAMMAR, message).tensor(key.name).help(help));
             }
             (None, Some(true)) if !embedding => {
-                let message = format!("lora_bias is set, but module {path:?} has no lora_B.bias; its bias is left as it is");
-                self.warnings.push(Diagnostic::new(rules::KEY_GRAMMAR, message).tensor("lora_bias"));
+                let message = format!("lora_bias is set, but module {path:?} has no lora_B.bias");
+                let help = "the file is incomplete; save the adapter again";
+                self.problem(Diagnostic::new(rules::FACTORS_PAIRED, message).tensor(path).help(help));
             }
             _ => {}
         }
@@ -319,16 +503,43 @@ impl Reader<'_> {
         }
     }
 
+    /// Rows of embeddings, which the config alone numbers.
+    fn rows(&mut self, keys: &[Key<'_>], config: Option<&PeftConfig>) -> Vec<RowReplacement> {
+        let stated = config.map_or(&[][..], |config| &config.tokens);
+        let (mut rows, mut used) = (Vec::new(), vec![false; stated.len()]);
+        for key in keys.iter().filter(|key| key.role == Role::Rows) {
+            let path = key.path.as_str();
+            let at = stated.iter().position(|(module, _)| module.is_empty() || ends(path).any(|end| end == module));
+            let Some((at, (_, ids))) = at.and_then(|at| Some((at, stated.get(at)?))) else {
+                let message = format!("{:?} holds rows of an embedding, and no config says which", key.name);
+                let help = "trainable_token_indices of adapter_config.json has to name them";
+                self.problem(Diagnostic::new(rules::FULL_TENSOR_NAMED, message).tensor(key.name).help(help));
+                continue;
+            };
+            if let Some(used) = used.get_mut(at) {
+                *used = true;
+            }
+            let tensor = format!("{path}.weight");
+            rows.extend(self.factor(key).map(|with| RowReplacement { tensor, rows: ids.clone(), with }));
+        }
+        if let Some((module, ids)) = stated.iter().zip(used).find(|(_, used)| !used).map(|(stated, _)| stated) {
+            let message = format!("trainable_token_indices names {} rows of {module:?}, which are not in the file", ids.len());
+            let help = "the file is incomplete; save the adapter again";
+            self.problem(Diagnostic::new(rules::FACTORS_PAIRED, message).tensor("trainable_token_indices").help(help));
+        }
+        rows
+    }
+
     fn replacements(&mut self, keys: &[Key<'_>], modules: &ByModule<'_>, config: Option<&PeftConfig>) -> Vec<Replacement> {
         let targets: BTreeSet<&str> = modules.keys().map(|(path, _)| *path).collect();
         let mut replacements = Vec::new();
         for key in keys {
             let parameter = match key.role {
                 Role::Full => key.path.clone(),
-                Role::BaseBias => format!("{}.bias", key.path),
+                Role::BaseBias => format!("{}.bias", key.path.trim_end_matches(".base_layer")),
                 Role::BaseWeight if targets.contains(key.path.as_str()) => {
                     let tensor = format!("{}.weight", key.path);
-                    replacements.extend(self.factor(key).map(|with| Replacement { tensor, with }));
+                    replacements.extend(self.factor(key).map(|with| Replacement { tensor, with, shared: true }));
                     continue;
                 }
                 Role::BaseWeight => format!("{}.weight", key.path),
@@ -336,9 +547,21 @@ impl Reader<'_> {
             };
             match full::unannounced(key.name, &parameter, config, &targets) {
                 Some(problem) => self.problem(problem),
-                None => replacements.extend(self.factor(key).map(|with| Replacement { tensor: parameter, with })),
+                None => {
+                    let shared = config.is_none_or(|config| !full::saved(&config.modules_to_save, &parameter));
+                    replacements.extend(self.factor(key).map(|with| Replacement { tensor: parameter, with, shared }));
+                }
             }
         }
         replacements
     }
+}
+
+/// How PEFT laid out the factors of a stack of experts: before 0.19 every stack was taken for `(E, in, out)`, since 0.19.1 that depends on
+/// the model (PR 3165).
+fn expert_axes(config: &PeftConfig) -> Option<Orientation> {
+    let version = config.peft_version.as_deref().unwrap_or("0.17");
+    let mut parts = version.split('.').map(|part| part.parse::<u64>().unwrap_or(0));
+    let (major, minor) = (parts.next()?, parts.next()?);
+    ((major, minor) < (0, 19)).then_some(Orientation::InOut)
 }

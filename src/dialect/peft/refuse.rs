@@ -3,6 +3,8 @@
 //! Facts from PEFT 0.21.2: `tuners/lora/config.py`, `tuners/lora/layer.py` and `tuners/*/model.py`.
 
 use super::json::Json;
+use super::methods::Method;
+use crate::adapter::Removed;
 use crate::error::Diagnostic;
 use crate::rules;
 
@@ -22,16 +24,11 @@ const METHODS: &[(&str, &str, &str)] = &[
     ("CPT", "puts learned vectors before the input and changes no weight", SERVE_IN_PEFT),
     ("CARTRIDGE", "puts learned keys and values into the attention and changes no weight", SERVE_IN_PEFT),
     ("ADAPTION_PROMPT", "adds learned prompts with a gate to the attention and changes no weight", SERVE_IN_PEFT),
-    ("ADALORA", "multiplies a diagonal into B·A and divides by a rank that was pruned in training", MERGE_IN_PEFT),
-    ("LOHA", "updates by an element-wise product of two low-rank products", CONVERT_IN_PEFT),
-    ("LOKR", "updates by a Kronecker product", CONVERT_IN_PEFT),
     ("OFT", "multiplies the weight by an orthogonal matrix", MERGE_IN_PEFT),
     ("BOFT", "multiplies the weight by an orthogonal matrix", MERGE_IN_PEFT),
     ("HRA", "multiplies the weight by Householder reflections", MERGE_IN_PEFT),
     ("ROAD", "rotates the outputs of a layer", MERGE_IN_PEFT),
     ("PSOFT", "rotates within a principal subspace of the weight", CONVERT_IN_PEFT),
-    ("IA3", "scales activations by learned vectors", MERGE_IN_PEFT),
-    ("VERA", "scales frozen random matrices that are shared by all layers", CONVERT_IN_PEFT),
     ("PVERA", "samples around frozen random matrices that are shared by all layers", MERGE_IN_PEFT),
     ("RANDLORA", "combines frozen random matrices that are shared by all layers", CONVERT_IN_PEFT),
     ("VBLORA", "builds its factors from a bank of vectors that all layers share", CONVERT_IN_PEFT),
@@ -59,14 +56,13 @@ const METHODS: &[(&str, &str, &str)] = &[
     ("FROD", "rotates a joint decomposition of the base", MERGE_IN_PEFT),
     ("BEFT", "trains biases only", MERGE_IN_PEFT),
     ("LN_TUNING", "trains normalisation layers and has no factors", MERGE_IN_PEFT),
-    ("TRAINABLE_TOKENS", "replaces rows of the embedding", MERGE_IN_PEFT),
 ];
 
-/// `P-003` for a `peft_type` that is not `LORA`.
+/// `P-003` for a `peft_type` that is not applied.
 pub(super) fn method(peft_type: Option<&Json>, fields: &[(String, Json)]) -> Option<Diagnostic> {
     let refuse = |message: String, help: &str| Some(Diagnostic::new(rules::PEFT_TYPE, message).tensor("peft_type").help(help));
     let name = match peft_type {
-        Some(Json::Text(name)) if name == "LORA" => return None,
+        Some(Json::Text(name)) if Method::from_name(name).is_some() => return None,
         Some(Json::Text(name)) => name,
         None if fields.iter().any(|(key, _)| key == "lora_parameters" || key == "fine_tune_type") => {
             let message = "this is the config of an MLX adapter, not of PEFT";
@@ -78,25 +74,16 @@ pub(super) fn method(peft_type: Option<&Json>, fields: &[(String, Json)]) -> Opt
         }
     };
     match METHODS.iter().find(|(known, ..)| known == name) {
-        Some((_, what, way_out)) => {
-            refuse(format!("peft_type is {name:?}, which is not LoRA: it {what}; only LORA is applied"), way_out)
-        }
+        Some((_, what, way_out)) => refuse(format!("peft_type is {name:?}, which is not applied: it {what}"), way_out),
         None if name.eq_ignore_ascii_case("LORA") => {
             refuse(format!("peft_type is {name:?}; PEFT writes \"LORA\""), "correct the config")
         }
-        None => refuse(format!("peft_type is {name:?}, which is unknown; only LORA is applied"), MERGE_IN_PEFT),
+        None => refuse(format!("peft_type is {name:?}, which is unknown"), MERGE_IN_PEFT),
     }
 }
 
 /// `(field, why B·A is not the whole update, the way out)` for fields that change what the weights mean when they are set.
 const VARIANTS: &[(&str, &str, &str)] = &[
-    ("use_dora", "DoRA rescales the rows of the merged weight by trained magnitudes, so the update is not s·B·A", MERGE_IN_PEFT),
-    (
-        "use_qalora",
-        "QALoRA feeds A the means of groups of inputs, so A does not have the width of the weight",
-        "merge it with the tool that trained it",
-    ),
-    ("use_bdlora", "BD-LoRA stores block-diagonal factors without their zeros", MERGE_IN_PEFT),
     (
         "alora_invocation_tokens",
         "an activated LoRA acts only after certain tokens, so no merged weight equals it",
@@ -107,28 +94,6 @@ const VARIANTS: &[(&str, &str, &str)] = &[
         "Arrow routes each token to one of several adapters, so no merged weight equals it",
         "merge one of the adapters that it routes to",
     ),
-    ("kasa_config", "KaSA puts a trained diagonal between B and A and truncates the base", MERGE_IN_PEFT),
-    (
-        "velora_config",
-        "VeLoRA keeps tensors for training in the file",
-        "remove lora_velora_* tensors and the field: what is left is plain LoRA, and is what PEFT merges",
-    ),
-    (
-        "monteclora_config",
-        "MonteCLoRA keeps a sampler for training in the file",
-        "remove lora_monteclora_* tensors and the field: what is left is plain LoRA, and is what PEFT merges",
-    ),
-    (
-        "layer_replication",
-        "the adapter belongs to a base whose layers were repeated, and numbers its layers as there",
-        "build the base with repeated layers first, and remove the field",
-    ),
-    (
-        "target_parameters",
-        "the adapter changes bare parameters such as stacks of experts, whose names the file does not hold",
-        "merge it with the PEFT version that trained it (the layout changed in 0.19)",
-    ),
-    ("trainable_token_indices", "rows of the embedding are replaced; which rows is stated in the config alone", MERGE_IN_PEFT),
     (
         "megatron_config",
         "the adapter was trained on Megatron's parallel layers, so its factors may be shards",
@@ -141,20 +106,12 @@ const VARIANTS: &[(&str, &str, &str)] = &[
     ),
 ];
 
-/// Those of [`VARIANTS`] that are true or false.
-const FLAGS: &[&str] = &["use_dora", "use_qalora"];
-
-/// `P-006` for every field of [`VARIANTS`] that is set, `P-004` for a flag that is none.
+/// `P-006` for every field of [`VARIANTS`] that is set.
 pub(super) fn variants(fields: &[(String, Json)]) -> impl Iterator<Item = Diagnostic> {
     let value = |name: &str| fields.iter().find(|(key, _)| key == name).map(|(_, value)| value).filter(|value| is_set(value));
     VARIANTS.iter().filter_map(move |(name, why, way_out)| {
-        let diagnostic = match value(name)? {
-            other if FLAGS.contains(name) && !matches!(other, Json::Bool(_)) => {
-                Diagnostic::new(rules::CONFIG_TYPES, format!("{name} is {}, not true or false", other.describe()))
-            }
-            _ => Diagnostic::new(rules::CONFIG_METHOD, format!("{name} is set: {why}")).help(*way_out),
-        };
-        Some(diagnostic.tensor(*name))
+        value(name)?;
+        Some(Diagnostic::new(rules::CONFIG_METHOD, format!("{name} is set: {why}")).tensor(*name).help(*way_out))
     })
 }
 
@@ -172,39 +129,62 @@ fn is_set(value: &Json) -> bool {
     }
 }
 
-const CONVERT_INIT: &str =
-    "save it again in PEFT with path_initial_model_for_weight_conversion, which makes a plain LoRA for the published base of it";
+const CONVERT_INIT: &str = "take it out here, with --recompute-residual; give the base that was trained on, with --residual-base; or save it again in PEFT with path_initial_model_for_weight_conversion, which makes a plain LoRA for the published base of it";
 
-/// `(prefix of init_lora_weights, why)` for initialisations that take something out of the base before training.
-const BASE_CHANGING: &[(&str, &str, &str)] = &[
-    ("pissa", "PiSSA moved the largest singular components of the base into the factors", CONVERT_INIT),
-    ("olora", "OLoRA moved a part of a QR decomposition of the base into the factors", CONVERT_INIT),
-    ("corda", "CorDA moved components of the base into the factors", CONVERT_INIT),
-    ("lora_ga", "LoRA-GA subtracted the initial factors from the base", CONVERT_INIT),
-    ("loftq", "LoftQ quantised the base before training", "merge it onto the quantised base that it was trained on"),
+/// `(prefix of init_lora_weights, why, the way out, what was taken out)` for initialisations that take something out of the base before training.
+const BASE_CHANGING: &[(&str, &str, &str, Removed)] = &[
+    (
+        "pissa_niter",
+        "PiSSA moved singular components of the base, found by a random method, into the factors",
+        CONVERT_INIT,
+        Removed::Unknown,
+    ),
+    (
+        "pissa",
+        "PiSSA moved the largest singular components of the base into the factors",
+        CONVERT_INIT,
+        Removed::LeadingComponents,
+    ),
+    ("olora", "OLoRA moved a part of a QR decomposition of the base into the factors", CONVERT_INIT, Removed::LeadingColumns),
+    ("corda", "CorDA moved components of the base into the factors", CONVERT_INIT, Removed::Unknown),
+    ("lora_ga", "LoRA-GA subtracted the initial factors from the base", CONVERT_INIT, Removed::Unknown),
+    (
+        "loftq",
+        "LoftQ quantised the base before training",
+        "give the base that was trained on, dequantised, with --residual-base",
+        Removed::Unknown,
+    ),
 ];
+
+/// `P-007` for KaSA, which leaves the smallest singular components out of the base.
+pub(super) fn kasa(config: Option<&Json>) -> Option<(Diagnostic, Removed)> {
+    config.filter(|value| is_set(value))?;
+    let message = "kasa_config is set: KaSA takes the smallest singular components out of the base, so on the published base the \
+                   result would be wrong";
+    let help = "take them out here, with --recompute-residual, or give the base without them, with --residual-base";
+    Some((Diagnostic::new(rules::INIT_CHANGES_BASE, message).tensor("kasa_config").help(help), Removed::TrailingComponents))
+}
 
 /// Initialisations after which the base is what it was (`eva` shows in the patterns, `mica` froze B).
 const HARMLESS_INITS: &[&str] = &["gaussian", "eva", "orthogonal", "mica"];
 
 /// `P-007` for an initialisation that changes the base, `P-004` for a value that is none. PEFT compares in either case.
-pub(super) fn initialisation(value: Option<&Json>) -> Option<Diagnostic> {
+pub(super) fn initialisation(value: Option<&Json>) -> Option<(Diagnostic, Removed)> {
     let name = match value {
         None | Some(Json::Null | Json::Bool(_)) => return None,
         Some(Json::Text(name)) => name,
         Some(other) => {
             let message = format!("init_lora_weights is {}, not true, false or a string", other.describe());
-            return Some(Diagnostic::new(rules::CONFIG_TYPES, message).tensor("init_lora_weights"));
+            return Some((Diagnostic::new(rules::CONFIG_TYPES, message).tensor("init_lora_weights"), Removed::Unknown));
         }
     };
     let lower = name.to_lowercase();
     if HARMLESS_INITS.contains(&lower.as_str()) {
         return None;
     }
-    let (why, way_out) = BASE_CHANGING
-        .iter()
-        .find(|(prefix, ..)| lower.starts_with(prefix))
-        .map_or(("an unknown initialisation may have changed the base", CONVERT_INIT), |(_, why, way_out)| (*why, *way_out));
+    let unknown = ("an unknown initialisation may have changed the base", CONVERT_INIT, Removed::Unknown);
+    let found = BASE_CHANGING.iter().find(|(prefix, ..)| lower.starts_with(prefix));
+    let (why, way_out, removed) = found.map_or(unknown, |(_, why, way_out, removed)| (*why, *way_out, *removed));
     let message = format!("init_lora_weights is {name:?}: {why}, so on the published base the result would be wrong");
-    Some(Diagnostic::new(rules::INIT_CHANGES_BASE, message).tensor("init_lora_weights").help(way_out))
+    Some((Diagnostic::new(rules::INIT_CHANGES_BASE, message).tensor("init_lora_weights").help(way_out), removed))
 }

@@ -10,10 +10,12 @@ use serde_json::{Value, json};
 
 use super::config::PeftConfig;
 use super::full::{self, Announced};
-use super::patterns::Modules;
+use super::methods::Method;
+use super::patterns::{Modules, ends};
+use super::rescaling;
 use super::scaling;
 use super::uniform::{self, Uniform};
-use crate::adapter::{Adapter, Kind, Orientation, ScalingRule, Target};
+use crate::adapter::{Adapter, Kind, Orientation, RowReplacement, ScalingRule, Target};
 use crate::error::{Diagnostic, Error, Result};
 use crate::limits::Limits;
 use crate::rules;
@@ -30,6 +32,9 @@ const CARRIED: &[&str] = &["auto_mapping", "revision", "task_type"];
 /// `P-006` or `P-011` for an adapter that PEFT's format cannot hold.
 pub(crate) fn config_json(adapter: &Adapter) -> Result<(String, Vec<Diagnostic>)> {
     let limits = Limits::default();
+    if adapter.targets().is_empty() && adapter.replacements().is_empty() && adapter.rows().is_empty() {
+        return rescaling::config_json(adapter, &limits);
+    }
     match adapter.origin_config() {
         Some(origin) if describes(origin, adapter, &limits).is_some() => Ok((readable(origin), Vec::new())),
         origin => compose(adapter, origin),
@@ -37,13 +42,16 @@ pub(crate) fn config_json(adapter: &Adapter) -> Result<(String, Vec<Diagnostic>)
 }
 
 /// A config on one line, as a container keeps it, laid out as PEFT does; any other as it stands.
-fn readable(origin: &str) -> String {
+pub(super) fn readable(origin: &str) -> String {
     let laid_out = |text: &str| serde_json::to_string_pretty(&serde_json::from_str::<Value>(text).ok()?).ok();
     if origin.contains('\n') { origin.to_owned() } else { laid_out(origin).unwrap_or_else(|| origin.to_owned()) }
 }
 
-/// The module whose weight is the target.
-fn module_of(target: &Target) -> Result<&str> {
+/// The module whose weight is the target, by the name that patterns are matched against.
+fn module_of<'t>(adapter: &Adapter, target: &'t Target) -> Result<&'t str> {
+    if let Some(attention) = adapter.attention_of(target) {
+        return Ok(attention);
+    }
     target.tensor.strip_suffix(".weight").filter(|module| !module.is_empty()).ok_or_else(|| {
         let message = format!("{:?} is not the weight of a module, so PEFT has no name for its factors", target.tensor);
         Error::new(rules::KEY_GRAMMAR, message).tensor(&target.tensor)
@@ -53,13 +61,15 @@ fn module_of(target: &Target) -> Result<&str> {
 /// `Some` if `origin` says of every target and replacement exactly what the adapter says.
 fn describes(origin: &str, adapter: &Adapter, limits: &Limits) -> Option<()> {
     let config = PeftConfig::parse(origin.as_bytes(), Path::new("adapter_config.json"), limits).ok()?;
-    let modules: Vec<&str> = adapter.targets().iter().map(module_of).collect::<Result<_>>().ok()?;
+    let modules: Vec<&str> = adapter.targets().iter().map(|target| module_of(adapter, target)).collect::<Result<_>>().ok()?;
     let index = Modules::new(&modules);
     let (mut problems, mut warnings) = (Vec::new(), Vec::new());
     let resolved = scaling::resolve(&config, &index, &modules, limits, &mut problems, &mut warnings);
     let covered = index.uncovered(&config.target_modules, limits).is_ok_and(|uncovered| uncovered.is_empty());
     let scaled = resolved.iter().zip(adapter.targets()).all(|(stated, target)| stated.scaling == target.scaling);
     let shaped = adapter.targets().iter().all(|target| match target.kind {
+        // PEFT takes the projections of an attention for what they are.
+        Kind::Linear(_) if adapter.attention_of(target).is_some() => target.bias.is_none(),
         Kind::Linear(orientation) => {
             let agrees = match orientation {
                 Orientation::InOut => config.orientation == Orientation::InOut,
@@ -69,7 +79,18 @@ fn describes(origin: &str, adapter: &Adapter, limits: &Limits) -> Option<()> {
             agrees && target.bias.is_some() == config.lora_bias
         }
         Kind::Embedding => target.bias.is_none(),
+        Kind::Conv => target.bias.is_some() == config.lora_bias,
+        Kind::Experts(_) | Kind::Flat | Kind::Shared(_) => false,
     });
+    let with_magnitudes = adapter.targets().iter().all(|target| target.magnitude.is_some() == config.dora);
+    let stated = |rows: &RowReplacement| {
+        config.tokens.iter().any(|(module, ids)| {
+            let path = rows.tensor.strip_suffix(".weight").unwrap_or(&rows.tensor);
+            ids == &rows.rows && (module.is_empty() || ends(path).any(|end| end == module))
+        })
+    };
+    let tokens = config.tokens.len() == adapter.rows().len() && adapter.rows().iter().all(stated);
+
     let targets: BTreeSet<&str> = modules.iter().copied().collect();
     let announced = |tensor: &str| full::unannounced(tensor, tensor, Some(&config), &targets).is_none();
     let replaced = adapter.replacements().iter().all(|r| full::is_own_weight(&r.tensor, &targets) || announced(&r.tensor));
@@ -77,12 +98,56 @@ fn describes(origin: &str, adapter: &Adapter, limits: &Limits) -> Option<()> {
     let saved = adapter.replacements().iter().any(|r| full::saved(&config.modules_to_save, &r.tensor));
     let nothing_lost = saved || config.modules_to_save.is_empty();
     let based = adapter.base().name == config.base_name;
-    (problems.is_empty() && covered && scaled && shaped && replaced && nothing_lost && based).then_some(())
+    let is_plain = config.method == Method::Lora && config.block_diagonal.is_none() && config.group.is_none() && !config.kasa;
+    let is_plain = is_plain && config.replication == adapter.replication();
+    let is_same = is_plain && problems.is_empty() && covered && scaled && shaped && with_magnitudes && tokens;
+    (is_same && replaced && nothing_lost && based).then_some(())
+}
+
+/// What PEFT's format can hold and is not written, or what it cannot hold.
+///
+/// # Errors
+/// `P-006`.
+fn unwritten(adapter: &Adapter) -> Result<()> {
+    let refuse = |message: String, tensor: &str| Err(Error::new(rules::CONFIG_METHOD, message).tensor(tensor));
+    if let Some(target) = adapter.targets().iter().find(|target| matches!(target.kind, Kind::Experts(_))) {
+        let message =
+            format!("{:?} is a stack of experts, which is not written in PEFT's packing by this version", target.tensor);
+        return refuse(message, &target.tensor);
+    }
+    if let Some(target) = adapter.targets().iter().find(|target| matches!(target.kind, Kind::Flat | Kind::Shared(_))) {
+        let message = format!("the kind of layer of {:?} is the base's, and PEFT's tensors depend on it", target.tensor);
+        return Err(Error::new(rules::CONFIG_METHOD, message).tensor(&target.tensor).help("give the base with --base"));
+    }
+    if let Some(rescaling) = adapter.rescalings().first() {
+        let message = format!("{:?} is multiplied beside other changes, and PEFT has no method that does both", rescaling.tensor);
+        return refuse(message, &rescaling.tensor);
+    }
+    if !adapter.replication().is_empty() {
+        let message = "the adapter belongs to a base whose layers are repeated, which only its own config says".to_owned();
+        return refuse(message, adapter.label());
+    }
+    if let Some(why) = adapter.residual() {
+        let message = format!(
+            "the adapter belongs to another base than the published one ({}), which only its own config says",
+            why.message()
+        );
+        return refuse(message, adapter.label());
+    }
+    let (with, without): (Vec<_>, Vec<_>) = adapter.targets().iter().partition(|target| target.magnitude.is_some());
+    match (with.first(), without.first()) {
+        (Some(_), Some(target)) => {
+            let message = format!("{:?} has no magnitudes and other targets have, and PEFT's use_dora is for all", target.tensor);
+            refuse(message, &target.tensor)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Writes a config from the adapter alone.
 fn compose(adapter: &Adapter, origin: Option<&str>) -> Result<(String, Vec<Diagnostic>)> {
-    let modules: Vec<&str> = adapter.targets().iter().map(module_of).collect::<Result<_>>()?;
+    unwritten(adapter)?;
+    let modules: Vec<&str> = adapter.targets().iter().map(|target| module_of(adapter, target)).collect::<Result<_>>()?;
     let mut losses = Vec::new();
     let uniform = uniform::of(adapter.targets())?;
     let announced = Announced::of(adapter, &modules)?;
@@ -100,7 +165,7 @@ fn compose(adapter: &Adapter, origin: Option<&str>) -> Result<(String, Vec<Diagn
     fields.insert("init_lora_weights", json!(true));
     fields.insert("lora_alpha", number(uniform.alpha));
     fields.insert("lora_dropout", json!(0.0));
-    if lora_bias(adapter, &mut losses)? {
+    if lora_bias(adapter)? {
         fields.insert("lora_bias", json!(true));
     }
     let saved = announced.modules_to_save;
@@ -109,7 +174,12 @@ fn compose(adapter: &Adapter, origin: Option<&str>) -> Result<(String, Vec<Diagn
     fields.insert("r", json!(uniform.rank));
     fields.insert("rank_pattern", pattern(&modules, &uniform.ranks, uniform.rank, |rank| json!(rank)));
     fields.insert("target_modules", if modules.is_empty() { json!(NO_TARGETS) } else { json!(sorted(&modules)) });
-    fields.insert("use_dora", json!(false));
+    let tokens: BTreeMap<&str, &Vec<u64>> =
+        adapter.rows().iter().map(|r| (r.tensor.strip_suffix(".weight").unwrap_or(&r.tensor), &r.rows)).collect();
+    if !tokens.is_empty() {
+        fields.insert("trainable_token_indices", json!(tokens));
+    }
+    fields.insert("use_dora", json!(adapter.targets().iter().any(|target| target.magnitude.is_some())));
     fields.insert("use_rslora", json!(uniform.rule == ScalingRule::RankStabilized));
     if let Uniform { folded: count @ 1.., .. } = uniform {
         let message =
@@ -120,7 +190,7 @@ fn compose(adapter: &Adapter, origin: Option<&str>) -> Result<(String, Vec<Diagn
 }
 
 /// The text as Python's `json.dumps(indent=2)` writes it: ASCII, because PEFT opens the file in the encoding of the system.
-fn render(config: &Value) -> String {
+pub(super) fn render(config: &Value) -> String {
     let text = format!("{config:#}");
     let mut ascii = String::with_capacity(text.len());
     for c in text.chars() {
@@ -157,7 +227,7 @@ fn sorted<'a>(modules: &[&'a str]) -> Vec<&'a str> {
 fn fan_in_fan_out(adapter: &Adapter, losses: &mut Vec<Diagnostic>) -> bool {
     let linear = adapter.targets().iter().filter_map(|target| match target.kind {
         Kind::Linear(orientation) => Some(orientation),
-        Kind::Embedding => None,
+        _ => None,
     });
     let (mut out_in, mut in_out, mut undeclared) = (0usize, 0usize, 0usize);
     for orientation in linear {
@@ -180,7 +250,7 @@ fn fan_in_fan_out(adapter: &Adapter, losses: &mut Vec<Diagnostic>) -> bool {
 }
 
 /// Whether `lora_bias` is to be set; PEFT has it for all layers or for none, and not for embeddings.
-fn lora_bias(adapter: &Adapter, losses: &mut Vec<Diagnostic>) -> Result<bool> {
+fn lora_bias(adapter: &Adapter) -> Result<bool> {
     let with = adapter.targets().iter().filter(|target| target.bias.is_some()).count();
     if with == 0 {
         return Ok(false);
@@ -189,9 +259,9 @@ fn lora_bias(adapter: &Adapter, losses: &mut Vec<Diagnostic>) -> Result<bool> {
         let message = format!("{:?} is an embedding, and PEFT has no bias updates in adapters with embeddings", target.tensor);
         return Err(Error::new(rules::CONFIG_METHOD, message).tensor(&target.tensor));
     }
-    if with < adapter.targets().len() {
-        let message = format!("{with} of {} targets have a bias update; PEFT warns about the others", adapter.targets().len());
-        losses.push(Diagnostic::new(rules::CONFIG_METHOD, message));
+    if let Some(target) = adapter.targets().iter().find(|target| target.bias.is_none()) {
+        let message = format!("{:?} has no bias update and other targets have, and PEFT's lora_bias is for all", target.tensor);
+        return Err(Error::new(rules::CONFIG_METHOD, message).tensor(&target.tensor));
     }
     Ok(true)
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::super::config::{Bias, Selection};
 use super::*;
-use crate::adapter::{Orientation, ScalingRule};
+use crate::adapter::{Orientation, Removed, ScalingRule};
 use crate::error::Class;
 
 #[test]
@@ -90,10 +90,10 @@ fn alpha_is_a_number_and_eight_by_default() {
 fn every_problem_of_the_fields_is_reported_at_once() {
     let text = r#"{"peft_type": "LORA", "r": 0, "lora_alpha": "x", "use_rslora": "true", "fan_in_fan_out": 1, "bias": "some",
         "target_modules": 5, "modules_to_save": "classifier", "rank_pattern": {"q": 0, "v": 9999}, "alpha_pattern": [],
-        "use_dora": true, "init_lora_weights": "pissa", "base_model_name_or_path": 7}"#;
+        "alora_invocation_tokens": [3], "base_model_name_or_path": 7}"#;
     let error = parse(text).unwrap_err();
     assert_eq!(error.class(), Class::Format);
-    let wanted = ["P-004"; 5].into_iter().chain(["P-005"]).chain(["P-004"; 5]).chain(["P-006", "P-007"]);
+    let wanted = ["P-004"; 5].into_iter().chain(["P-005"]).chain(["P-004"; 5]).chain(["P-006"]);
     let mut found = ids(error.diagnostics());
     found.sort_unstable();
     let mut wanted: Vec<&str> = wanted.collect();
@@ -139,7 +139,7 @@ fn fields_are_read_as_peft_reads_them() {
 #[test]
 fn methods_other_than_lora_are_refused_by_name() {
     for method in
-        ["IA3", "LOHA", "LOKR", "PREFIX_TUNING", "ADALORA", "VERA", "OFT", "XLORA", "TRAINABLE_TOKENS", "NEWEST", "lora"]
+        ["BOFT", "HRA", "PREFIX_TUNING", "PROMPT_TUNING", "POLY", "FOURIERFT", "OFT", "XLORA", "VBLORA", "NEWEST", "lora"]
     {
         let error = parse(&format!(r#"{{"peft_type": "{method}"}}"#)).unwrap_err();
         assert_eq!(ids(error.diagnostics()), ["P-003"]);
@@ -155,21 +155,15 @@ fn methods_other_than_lora_are_refused_by_name() {
 #[test]
 fn variants_are_refused_when_they_are_set() {
     for field in [
-        r#""use_dora": true"#,
-        r#""use_qalora": true"#,
-        r#""use_bdlora": {"nblocks": 2}"#,
         r#""alora_invocation_tokens": [1]"#,
         r#""arrow_config": {}"#,
-        r#""kasa_config": {}"#,
-        r#""layer_replication": [[0, 2]]"#,
-        r#""target_parameters": ["experts.up"]"#,
-        r#""trainable_token_indices": {"embed_tokens": [1]}"#,
         r#""megatron_config": {"x": 1}"#,
-        r#""monteclora_config": {}"#,
-        r#""velora_config": {}"#,
         r#""enable_lora": [true, false, true]"#,
     ] {
         assert_eq!(rules(&parse(&lora(field))), ["P-006"], "{field}");
+    }
+    for field in [r#""use_qalora": 1"#, r#""use_dora": "yes""#, r#""use_bdlora": {}"#, r#""trainable_token_indices": [-1]"#] {
+        assert!(rules(&parse(&lora(field))).contains(&"P-004"), "{field}");
     }
     let off = r#""use_dora": false, "use_qalora": false, "use_bdlora": null, "alora_invocation_tokens": null, "arrow_config": null,
         "kasa_config": null, "layer_replication": null, "target_parameters": [], "trainable_token_indices": null,
@@ -178,10 +172,25 @@ fn variants_are_refused_when_they_are_set() {
 }
 
 #[test]
-fn initialisations_that_change_the_base_are_refused() {
-    for init in ["pissa", "PISSA", "pissa_niter_16", "olora", "OLoRA", "corda", "lora_ga", "loftq", "paca"] {
-        assert_eq!(rules(&parse(&lora(&format!(r#""init_lora_weights": "{init}""#)))), ["P-007"], "{init}");
+fn initialisations_that_change_the_base_say_what_they_took_out_of_it() {
+    let (leading, columns, unknown) = (Removed::LeadingComponents, Removed::LeadingColumns, Removed::Unknown);
+    for (init, wanted) in [
+        ("pissa", leading),
+        ("PISSA", leading),
+        ("pissa_niter_16", unknown),
+        ("olora", columns),
+        ("OLoRA", columns),
+        ("corda", unknown),
+        ("lora_ga", unknown),
+        ("loftq", unknown),
+        ("paca", unknown),
+    ] {
+        let (why, removed) = config(&format!(r#""init_lora_weights": "{init}""#)).residual.unwrap();
+        assert_eq!((why.rule().id, removed), ("P-007", wanted), "{init}");
+        assert!(why.help_text().is_some());
     }
+    assert_eq!(config(r#""kasa_config": {}"#).residual.unwrap().1, Removed::TrailingComponents);
+    assert!(config("").residual.is_none());
     for init in ["true", "false", "null", "\"gaussian\"", "\"eva\"", "\"orthogonal\"", "\"mica\"", "\"Gaussian\""] {
         assert!(parse(&lora(&format!(r#""init_lora_weights": {init}"#))).is_ok(), "{init}");
     }

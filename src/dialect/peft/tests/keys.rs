@@ -60,12 +60,8 @@ fn an_adapter_may_be_called_like_a_factor() {
 #[test]
 fn parts_of_other_methods_are_refused_by_name() {
     for (name, method) in [
-        ("base_model.model.q.lora_magnitude_vector", "DoRA"),
-        ("base_model.model.q.lora_magnitude_vector.default.weight", "DoRA"),
-        ("base_model.model.q.lora_diag", "KaSA"),
         ("base_model.model.q.lora_E", "AdaLoRA"),
         ("base_model.model.q.lora_A", "AdaLoRA"),
-        ("base_model.model.embed_tokens.token_adapter.trainable_tokens_delta", "embedding"),
         ("base_model.model.q.hada_w1_a", "LoHa"),
         ("base_model.model.q.lokr_w1", "LoKr"),
         ("base_model.model.q.oft_R.weight", "OFT"),
@@ -73,8 +69,6 @@ fn parts_of_other_methods_are_refused_by_name() {
         ("base_model.model.q.vera_lambda_b", "VeRA"),
         ("base_model.vera_A", "VeRA"),
         ("prompt_embeddings", "prompt"),
-        ("base_model.model.mha.base_layer.out_proj.lora_A.weight", "MultiheadAttention"),
-        ("base_model.model.experts.base_layer.lora_B.weight", "bare parameters"),
         ("base_model.model.classifier.original_module.weight", "own copy"),
     ] {
         match read(name).role {
@@ -82,6 +76,20 @@ fn parts_of_other_methods_are_refused_by_name() {
             other => panic!("{name}: {other:?}"),
         }
     }
+    for (name, path, role) in [
+        ("base_model.model.q.lora_magnitude_vector", "q", Role::Magnitude),
+        ("base_model.model.q.lora_magnitude_vector.default.weight", "q", Role::Magnitude),
+        ("base_model.model.q.lora_magnitude_vector.weight", "q", Role::Magnitude),
+        ("base_model.model.q.lora_diag", "q", Role::Diagonal),
+        ("base_model.model.embed_tokens.token_adapter.trainable_tokens_delta", "embed_tokens", Role::Rows),
+        ("base_model.model.embed_tokens.trainable_tokens_delta", "embed_tokens", Role::Rows),
+        ("base_model.model.mha.base_layer.out_proj.lora_A.weight", "mha.base_layer.out_proj", Role::A),
+        ("base_model.model.experts.base_layer.lora_B.weight", "experts.base_layer", Role::B),
+    ] {
+        let key = read(name);
+        assert_eq!((key.path.as_str(), key.role), (path, role), "{name}");
+    }
+    assert!(matches!(read("base_model.model.q.lora_velora_embed").role, Role::Training(_)));
     for name in ["base_model.model.lora_A.weight", "stray", "base_model.model.c.modules_to_save.default"] {
         assert_eq!(read(name).role, Role::Unknown, "{name}");
     }

@@ -28,6 +28,7 @@ fn embeddings_biases_and_full_tensors_are_read() {
     let config = config(r#""modules_to_save": ["classifier"], "bias": "all", "lora_bias": true"#);
     let more: &[(&str, &[u64])] = &[
         ("base_model.model.q.lora_B.bias", &[40]),
+        ("base_model.model.v.lora_B.bias", &[40]),
         ("base_model.model.v.base_layer.bias", &[40]),
         ("base_model.model.norm.bias", &[6]),
         ("base_model.model.classifier.out.weight", &[3, 6]),
@@ -40,8 +41,10 @@ fn embeddings_biases_and_full_tensors_are_read() {
     let target = |name: &str| adapter.targets().iter().find(|t| t.tensor == name).unwrap();
     assert_eq!(target("embed.weight").kind, Kind::Embedding);
     assert_eq!(target("q.weight").bias.as_ref().unwrap().tensor, "q.bias");
-    // lora_bias without a tensor: PEFT leaves the bias as it is.
-    assert_eq!(ids(adapter.warnings()), ["P-011"]);
+    assert_eq!(ids(adapter.warnings()), [""; 0]);
+    // lora_bias without the tensor of a module.
+    let without: Vec<(&str, &[u64])> = more.iter().filter(|(name, _)| !name.contains(".v.lora_B.bias")).copied().collect();
+    assert_eq!(rules(&open(&["q", "v"], &without, &config)), ["A-001"]);
 }
 
 #[test]
@@ -101,7 +104,8 @@ fn full_tensors_that_nobody_announced_are_refused() {
     let error = open(&["q"], more, &config("")).unwrap_err();
     let mut found = ids(error.diagnostics());
     found.sort_unstable();
-    assert_eq!(found, ["P-011", "P-013", "P-013", "P-013", "P-013", "P-013"], "{error}");
+    // An embedding is saved and loaded unasked.
+    assert_eq!(found, ["P-011", "P-013", "P-013", "P-013", "P-013"], "{error}");
     let lora_only = config(r#""bias": "lora_only""#);
     assert_eq!(rules(&open(&["q"], &more[1..3], &lora_only)), ["P-013"]);
     assert!(open(&["q"], &[("base_model.model.q.bias", &[4])], &lora_only).is_ok());
@@ -159,12 +163,12 @@ fn without_a_config_alpha_has_to_be_stated() {
     let options = PeftOptions { alpha: Some(32.0), ..PeftOptions::default() };
     let open = |options: PeftOptions| read(adapter_source(&["q"], &[]), None, &options, &Limits::default());
     assert_eq!(rules(&open(PeftOptions::default())), ["P-017"]);
-    let adapter = open(options).unwrap();
+    let adapter = open(options.clone()).unwrap();
     let target = adapter.targets().first().unwrap();
     assert_eq!((target.scaling.effective(), target.kind), (4.0, Kind::Linear(Orientation::Undeclared)));
     assert_eq!(adapter.origin_config(), None);
     let options = PeftOptions { rule: Some(ScalingRule::RankStabilized), orientation: Some(Orientation::InOut), ..options };
-    let adapter = open(options).unwrap();
+    let adapter = open(options.clone()).unwrap();
     let target = adapter.targets().first().unwrap();
     assert_eq!((target.scaling.effective(), target.kind), (32.0 / 8f64.sqrt(), Kind::Linear(Orientation::InOut)));
     let twice = read(adapter_source(&["q"], &[]), Some(&config("")), &options, &Limits::default());

@@ -13,7 +13,7 @@ fn target(module: &str, scaling: Scaling, kind: Kind) -> Target {
     let (a, b) = (name("a"), name("b"));
     let source = source(&[(&a, &[scaling.rank, 60]), (&b, &[40, scaling.rank]), (&name("bias"), &[40])]);
     let factor = |name: &str| Factor::new(&source, name).unwrap();
-    Target { tensor: name("weight"), kind, a: factor(&a), b: factor(&b), scaling, bias: None }
+    Target { tensor: name("weight"), kind, a: factor(&a), b: factor(&b), scaling, bias: None, magnitude: None }
 }
 
 fn scaling(rank: u64, alpha: f64) -> Scaling {
@@ -25,7 +25,7 @@ const LINEAR: Kind = Kind::Linear(Orientation::OutIn);
 fn adapter(targets: Vec<Target>, replaced: &[&str]) -> Adapter {
     let replacement = |tensor: &&str| {
         let source = source(&[(tensor, &[4])]);
-        Replacement { tensor: (*tensor).to_owned(), with: Factor::new(&source, tensor).unwrap() }
+        Replacement { tensor: (*tensor).to_owned(), with: Factor::new(&source, tensor).unwrap(), shared: false }
     };
     let replacements = replaced.iter().map(replacement).collect();
     Adapter::new(AdapterParts { dialect: "memory", targets, replacements, ..AdapterParts::default() }, &Limits::default())

@@ -5,9 +5,11 @@ use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 
 use super::signals::OnSignal;
+use crate::Loader;
 
 /// Inspect, validate, merge, verify and convert LoRA adapters: exactly, or refused by name.
 #[derive(Debug, Parser)]
@@ -31,7 +33,7 @@ Examples:
 
 Exit codes:
   0 done             4 files do not fit together   7 a limit is reached
-  1 the answer is no (verify)
+  1 the answer is no (verify, validate --for)
   2 usage            5 values (NaN, overflow)      8 the output is in use
   3 a file's format  6 input or output             9 a digest does not match
   70 a bug           128 + signal number: interrupted, after cleaning up";
@@ -119,6 +121,9 @@ pub(super) struct ValidateArgs {
     /// Also check that the adapter fits this base
     #[arg(long, value_name = "BASE")]
     pub base: Option<PathBuf>,
+    /// For an adapter: also say what this program would make of it; may be repeated
+    #[arg(long = "for", value_name = "LOADER", value_parser = loader_parser())]
+    pub loaders: Vec<Loader>,
     /// For a checkpoint: read all values and name the tensors that hold NaN or infinity
     #[arg(long)]
     pub values: bool,
@@ -133,9 +138,18 @@ Examples:
   loratool validate ./adapter
   loratool validate ./adapter --base ./model   is this the model that it fits?
   loratool validate ./model --values           is every weight a number?
+  loratool validate ./adapter --for vllm --for sglang   will they serve it?
 
 The exit code is 0 if everything that was checked is in order, and otherwise
-says what kind of thing is not: see loratool --help.";
+says what kind of thing is not: see loratool --help. It is 1 if a loader that
+--for names would refuse the adapter or compute something else, by what is known
+of the version that the report names. docs/loaders.md is all that is known.";
+
+/// A loader by its name.
+fn loader_parser() -> impl TypedValueParser<Value = Loader> {
+    let names = PossibleValuesParser::new(Loader::ALL.map(Loader::name));
+    names.try_map(|name| Loader::from_name(&name).ok_or("no such loader"))
+}
 
 /// Merge adapters into a base checkpoint
 #[derive(Debug, Args)]

@@ -13,8 +13,8 @@ use super::args::{
 };
 use super::number;
 use crate::{
-    BindOptions, ConvertTo, Dtype, Durability, Error, ExecOptions, InspectOptions, MergeOptions, OpenOptions, Orientation,
-    OutputOptions, Overwrite, ReadMode, RecoverOptions, Result, Rounding, Values, VerifyOptions, rules,
+    BindOptions, ConvertTo, Dtype, Durability, Error, ExecOptions, InspectOptions, Loader, MergeOptions, OpenOptions,
+    Orientation, OutputOptions, Overwrite, ReadMode, RecoverOptions, Result, Rounding, Values, VerifyOptions, rules,
 };
 
 /// A resolved command.
@@ -45,6 +45,8 @@ pub(super) struct ValidateJob {
     pub open: OpenOptions,
     pub bind: BindOptions,
     pub values: Values,
+    /// The loaders to hold an adapter against.
+    pub loaders: Vec<Loader>,
 }
 
 #[derive(Debug)]
@@ -139,6 +141,7 @@ fn validate(args: ValidateArgs) -> Result<ValidateJob> {
         open: open(&args.open, ReadMode::Read)?,
         bind: bind(args.bind)?,
         values: if args.values { Values::Read } else { Values::Skip },
+        loaders: args.loaders,
     })
 }
 

@@ -12,8 +12,8 @@ use crate::report::{
     VerifyReport,
 };
 use crate::{
-    Adapter, Binding, ConvertOptions, Error, Plan, Result, TensorSource, Weighted, convert, dry_run, dry_run_each,
-    dry_run_in_place, inspect_adapter, inspect_checkpoint, merge, merge_each, merge_in_place, open_adapter_with,
+    Adapter, Binding, Checkpoint, ConvertOptions, Error, Plan, Result, TensorSource, Weighted, check_loaders, convert, dry_run,
+    dry_run_each, dry_run_in_place, inspect_adapter, inspect_checkpoint, merge, merge_each, merge_in_place, open_adapter_with,
     open_checkpoint_with, recover, rules, unmerge_by_log, unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify,
     verify_digests,
 };
@@ -22,7 +22,7 @@ use crate::{
 pub(super) fn run(job: &Job, signals: &Signals, show_progress: bool) -> Finished {
     let found = match job {
         Job::Inspect(job) => return run_inspect(job),
-        Job::Validate(job) => run_validate(job).map(Found::Validate),
+        Job::Validate(job) => return run_validate(job),
         Job::Verify(job) => return run_verify(job, signals, show_progress),
         Job::Merge(job) if job.each => run_each(job, signals, show_progress).map(Found::MergeEach),
         Job::Merge(job) => run_merge(job, signals, show_progress).map(Found::Merge),
@@ -80,20 +80,44 @@ fn fit(job: &InspectJob, adapter: &Adapter) -> Result<Fit> {
     })
 }
 
-fn run_validate(job: &ValidateJob) -> Result<ValidateReport> {
+/// What a loader makes of an adapter is shown even where it is not what the adapter says.
+fn run_validate(job: &ValidateJob) -> Finished {
+    let report = match validated(job) {
+        Ok(report) => report,
+        Err(error) => return Finished::failed(error),
+    };
+    let wrong: Vec<&str> = report.loaders.iter().filter(|loader| !loader.reads_it).map(|loader| loader.title).collect();
+    let error = (!wrong.is_empty()).then(|| {
+        let message = format!("the adapter is not read as it is by {}", wrong.join(", "));
+        Error::new(rules::LOADER_READS, message).file(&report.path).help("the report names the way out of each finding")
+    });
+    Finished { found: Some(Found::Validate(report)), error }
+}
+
+fn validated(job: &ValidateJob) -> Result<ValidateReport> {
     if sniff::kind(&job.path, &job.open.limits) == Kind::Checkpoint {
         refuse_base(&job.base)?;
+        if !job.loaders.is_empty() {
+            let message = "--for is about adapters, and this is a checkpoint";
+            return Err(Error::new(rules::ARGUMENT, message).file(&job.path).help("give an adapter, or leave out --for"));
+        }
         return validate_checkpoint(&open_checkpoint_with(&job.path, &job.open)?, job.values);
     }
     let adapter = open_adapter_with(&job.path, &job.open);
     match &job.base {
-        None => validate_adapter(&adapter?, None, &job.open.limits),
+        None => validate_for(job, &adapter?, None),
         Some(path) => {
             let (base, adapters) = opened(open_checkpoint_with(path, &job.open), vec![adapter])?;
             let adapter = adapters.first().ok_or_else(|| Error::new(rules::ARGUMENT, "no adapter is given"))?;
-            validate_adapter(adapter, Some((&base, &job.bind)), &job.open.limits)
+            validate_for(job, adapter, Some(&base))
         }
     }
+}
+
+fn validate_for(job: &ValidateJob, adapter: &Adapter, base: Option<&Checkpoint>) -> Result<ValidateReport> {
+    let mut report = validate_adapter(adapter, base.map(|base| (base, &job.bind)), &job.open.limits)?;
+    report.loaders = check_loaders(adapter, &job.loaders, &job.open.limits)?;
+    Ok(report)
 }
 
 fn refuse_base(base: &Option<std::path::PathBuf>) -> Result<()> {

@@ -3,6 +3,7 @@
 
 mod convert;
 mod inspect;
+mod loader;
 mod merge;
 mod recover;
 pub(crate) mod text;
@@ -15,6 +16,7 @@ pub use inspect::{
     AdapterReport, CheckpointReport, DtypeReport, FactorDtypes, FileReport, InspectReport, ListedTensor, ReplacementReport,
     TargetReport, TiedReport,
 };
+pub use loader::{LoaderFinding, LoaderReport};
 pub use merge::{
     AdapterUse, Balance, ContributionReport, Converted, FileLeft, IgnoredReport, MergeEachReport, MergeReport, Narrowed,
     TensorReport,

@@ -7,6 +7,7 @@ mod figure;
 mod group;
 mod inspect;
 pub(super) mod json;
+mod loader;
 mod merge;
 mod note;
 mod recover;

@@ -150,4 +150,5 @@ rules! {
     IS_MERGE          = "U-004", Negative, "a checkpoint that is verified is the merge that it is said to be";
     IN_PLACE          = "U-005", Usage, "the checkpoint can be changed in place";
     LOADER_READS      = "U-006", Negative, "a loader that is asked about reads the adapter as it is";
+    PORTABLE          = "U-007", Mismatch, "what is baked can be said by a plain adapter";
 }

@@ -56,7 +56,7 @@ fn the_examples_print_what_is_shown() {
     let verbs: Vec<&str> = examples.iter().map(|(words, _)| words[1].as_str()).collect();
     assert_eq!(
         verbs,
-        ["merge", "inspect", "inspect", "validate", "validate", "merge", "verify", "recover", "unmerge", "convert"]
+        ["merge", "inspect", "inspect", "validate", "validate", "merge", "verify", "recover", "unmerge", "convert", "bake"]
     );
     for (words, shown) in &examples {
         let out = Command::new(env!("CARGO_BIN_EXE_loratool")).args(&words[1..]).current_dir(folder.path()).output().unwrap();

@@ -2,7 +2,7 @@
 //! read in [`super::job`].
 
 use std::ffi::OsString;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
@@ -30,6 +30,7 @@ Examples:
   loratool verify ./merged --base ./model --adapter ./adapter
   loratool unmerge ./merged --adapter ./adapter -o ./restored
   loratool convert ./adapter -o adapter.safetensors --to container
+  loratool bake ./adapter -o ./plain
 
 Exit codes:
   0 done             4 files do not fit together   7 a limit is reached
@@ -58,6 +59,7 @@ pub(super) enum Verb {
     Recover(RecoverArgs),
     Unmerge(Box<UnmergeArgs>),
     Convert(ConvertArgs),
+    Bake(BakeArgs),
 }
 
 impl Verb {
@@ -71,6 +73,7 @@ impl Verb {
             Verb::Recover(_) => "recover",
             Verb::Unmerge(_) => "unmerge",
             Verb::Convert(_) => "convert",
+            Verb::Bake(_) => "bake",
         }
     }
 
@@ -78,7 +81,7 @@ impl Verb {
     pub(super) fn on_signal(&self) -> OnSignal {
         match self {
             Verb::Inspect(_) | Verb::Validate(_) | Verb::Verify(_) => OnSignal::ExitAtOnce,
-            Verb::Merge(_) | Verb::Recover(_) | Verb::Unmerge(_) | Verb::Convert(_) => OnSignal::CleanUp,
+            Verb::Merge(_) | Verb::Recover(_) | Verb::Unmerge(_) | Verb::Convert(_) | Verb::Bake(_) => OnSignal::CleanUp,
         }
     }
 }
@@ -408,6 +411,37 @@ Examples:
   loratool convert ./adapter -o adapter.safetensors --to container
   loratool convert ./adapter -o adapter.safetensors --to container --base ./model
   loratool convert adapter.safetensors -o ./adapter --to peft";
+
+/// Write an adapter as a plain PEFT folder, which every loader understands
+#[derive(Debug, Args)]
+#[command(after_help = BAKE_EXAMPLES)]
+pub(super) struct BakeArgs {
+    /// The adapter: a folder or a .safetensors file
+    pub source: PathBuf,
+    /// The folder to write
+    #[arg(long, short, value_name = "OUT")]
+    pub output: PathBuf,
+    /// The rank of all targets; what is lower is padded with zeros [default: the highest of the adapter]
+    #[arg(long, value_name = "R")]
+    pub rank: Option<NonZeroU64>,
+    /// Replace the output if it exists, in one step, once the new one is complete
+    #[arg(long)]
+    pub overwrite: bool,
+    #[command(flatten)]
+    pub open: OpenArgs,
+}
+
+const BAKE_EXAMPLES: &str = "\
+Examples:
+  loratool bake ./adapter -o ./plain
+  loratool bake ./adapter -o ./plain --rank 16
+  loratool validate ./plain --for sglang
+
+The result has one alpha and one rank for all targets, no rsLoRA and no patterns.
+Ranks are padded with zeros. Where scales differ, B is multiplied by the
+quotient: by a power of two without any loss, and otherwise rounded once to its
+dtype; the report then says how far the updates are from what they were. An
+adapter with more than B and A of linear layers is refused by name.";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum To {

@@ -3,19 +3,19 @@
 use std::path::Path;
 
 use super::finish::{Finished, Fit, Found, Inspected, Verified};
-use super::job::{ConvertJob, InspectJob, Job, MergeJob, RecoverJob, UnmergeJob, ValidateJob, VerifyJob};
+use super::job::{BakeJob, ConvertJob, InspectJob, Job, MergeJob, RecoverJob, UnmergeJob, ValidateJob, VerifyJob};
 use super::progress::Watch;
 use super::signals::Signals;
 use super::sniff::{self, Kind};
 use crate::report::{
-    ConvertReport, DigestReport, InspectReport, MergeEachReport, MergeReport, Note, RecoverReport, UnmergeReport, ValidateReport,
-    VerifyReport,
+    BakeReport, ConvertReport, DigestReport, InspectReport, MergeEachReport, MergeReport, Note, RecoverReport, UnmergeReport,
+    ValidateReport, VerifyReport,
 };
 use crate::{
-    Adapter, Binding, Checkpoint, ConvertOptions, Error, Plan, Result, TensorSource, Weighted, check_loaders, convert, dry_run,
-    dry_run_each, dry_run_in_place, inspect_adapter, inspect_checkpoint, merge, merge_each, merge_in_place, open_adapter_with,
-    open_checkpoint_with, recover, rules, unmerge_by_log, unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify,
-    verify_digests,
+    Adapter, Binding, Checkpoint, ConvertOptions, Error, Plan, Result, TensorSource, Weighted, bake, check_loaders, convert,
+    dry_run, dry_run_each, dry_run_in_place, inspect_adapter, inspect_checkpoint, merge, merge_each, merge_in_place,
+    open_adapter_with, open_checkpoint_with, recover, rules, unmerge_by_log, unmerge_by_subtraction, validate_adapter,
+    validate_checkpoint, verify, verify_digests,
 };
 
 /// Carries out `job`.
@@ -28,6 +28,7 @@ pub(super) fn run(job: &Job, signals: &Signals, show_progress: bool) -> Finished
         Job::Merge(job) => run_merge(job, signals, show_progress).map(Found::Merge),
         Job::Unmerge(job) => run_unmerge(job, signals, show_progress).map(Found::Unmerge),
         Job::Recover(job) => run_recover(job, signals, show_progress).map(Found::Recover),
+        Job::Bake(job) => run_bake(job, signals, show_progress).map(Found::Bake),
         Job::Convert(job) => run_convert(job, signals, show_progress).map(Found::Convert),
     };
     found.map_or_else(Finished::failed, Finished::found)
@@ -232,6 +233,11 @@ fn run_convert(job: &ConvertJob, signals: &Signals, show_progress: bool) -> Resu
     let total = adapter.factors().map(|factor| factor.info().bytes()).fold(0, u64::saturating_add);
     let watch = Watch::start(signals, "writing", total, show_progress);
     convert(adapter, &job.output, &options, &watch)
+}
+
+fn run_bake(job: &BakeJob, signals: &Signals, show_progress: bool) -> Result<BakeReport> {
+    let adapter = open_adapter_with(&job.source, &job.open)?;
+    bake(&adapter, &job.output, &job.options, &Watch::start(signals, "writing", 0, show_progress))
 }
 
 fn weighted<'a>(adapters: &'a [Adapter], typed: &[(std::path::PathBuf, f64)]) -> Vec<Weighted<'a>> {

@@ -1,6 +1,7 @@
 //! The verbs. Each takes what it works on as values (`&Checkpoint`, `&Adapter`), options with defaults, and gives a report.
 
 mod account;
+mod bake;
 mod companions;
 mod convert;
 mod delta;
@@ -20,6 +21,7 @@ mod validate;
 mod verdict;
 mod verify;
 
+pub use bake::{BakeOptions, bake};
 pub use convert::{ConvertOptions, ConvertTo, convert};
 pub use delta::{delta_rows, merge_tensor};
 pub use in_place::{RecoverOptions, dry_run_in_place, merge_in_place, recover};

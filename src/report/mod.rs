@@ -1,6 +1,7 @@
 //! What the verbs found out, as plain values. Text and JSON are two renderings of the same value; nothing here prints. The JSON
 //! form is a documented protocol (`docs/json.md`): members are added, never renamed or removed, within one schema number.
 
+mod bake;
 mod convert;
 mod inspect;
 mod loader;
@@ -11,6 +12,7 @@ mod unmerge;
 mod validate;
 mod verify;
 
+pub use bake::{BakeReport, WorstTarget};
 pub use convert::ConvertReport;
 pub use inspect::{
     AdapterReport, CheckpointReport, DtypeReport, FactorDtypes, FileReport, InspectReport, ListedTensor, ReplacementReport,

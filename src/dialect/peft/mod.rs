@@ -13,6 +13,7 @@
 //! | `full` | is a full tensor announced? |
 //! | `uniform` | which defaults and exceptions say the same? |
 //! | `read`, `write` | the two directions |
+//! | `plain` | what does every loader understand? |
 
 mod config;
 mod fields;
@@ -20,6 +21,7 @@ mod full;
 mod json;
 mod keys;
 mod patterns;
+pub(crate) mod plain;
 mod python;
 mod read;
 mod refuse;

@@ -149,4 +149,6 @@ rules! {
     OUTPUT_IS_INPUT   = "U-003", Usage, "output is not an input, and is not written through a link";
     IS_MERGE          = "U-004", Negative, "a checkpoint that is verified is the merge that it is said to be";
     IN_PLACE          = "U-005", Usage, "the checkpoint can be changed in place";
+    LOADER_READS      = "U-006", Negative, "a loader that is asked about reads the adapter as it is";
+    PORTABLE          = "U-007", Mismatch, "what is baked can be said by a plain adapter";
 }

@@ -54,6 +54,7 @@ fn help_is_there_for_every_verb_and_fits_80_columns() {
         &["merge", "--help"],
         &["verify", "--help"],
         &["convert", "--help"],
+        &["bake", "--help"],
     ] {
         let out = run(args);
         let help = text(&out.stdout);

@@ -54,7 +54,10 @@ fn the_examples_print_what_is_shown() {
     let text = document("json.md");
     let examples = examples(&text);
     let verbs: Vec<&str> = examples.iter().map(|(words, _)| words[1].as_str()).collect();
-    assert_eq!(verbs, ["merge", "inspect", "inspect", "validate", "merge", "verify", "recover", "unmerge", "convert"]);
+    assert_eq!(
+        verbs,
+        ["merge", "inspect", "inspect", "validate", "validate", "merge", "verify", "recover", "unmerge", "convert", "bake"]
+    );
     for (words, shown) in &examples {
         let out = Command::new(env!("CARGO_BIN_EXE_loratool")).args(&words[1..]).current_dir(folder.path()).output().unwrap();
         let printed: Value = serde_json::from_slice(&out.stdout).unwrap();

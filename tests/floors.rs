@@ -15,6 +15,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("adapter", 3),
     ("checkpoint", 4),
     ("dialect", 4),
+    ("loader", 4),
     ("plan", 5),
     ("report", 5),
     ("exec", 6),

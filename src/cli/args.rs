@@ -2,12 +2,14 @@
 //! read in [`super::job`].
 
 use std::ffi::OsString;
-use std::num::NonZeroUsize;
+use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 
 use super::signals::OnSignal;
+use crate::Loader;
 
 /// Inspect, validate, merge, verify and convert LoRA adapters: exactly, or refused by name.
 #[derive(Debug, Parser)]
@@ -28,10 +30,11 @@ Examples:
   loratool verify ./merged --base ./model --adapter ./adapter
   loratool unmerge ./merged --adapter ./adapter -o ./restored
   loratool convert ./adapter -o adapter.safetensors --to container
+  loratool bake ./adapter -o ./plain
 
 Exit codes:
   0 done             4 files do not fit together   7 a limit is reached
-  1 the answer is no (verify)
+  1 the answer is no (verify, validate --for)
   2 usage            5 values (NaN, overflow)      8 the output is in use
   3 a file's format  6 input or output             9 a digest does not match
   70 a bug           128 + signal number: interrupted, after cleaning up";
@@ -56,6 +59,7 @@ pub(super) enum Verb {
     Recover(RecoverArgs),
     Unmerge(Box<UnmergeArgs>),
     Convert(ConvertArgs),
+    Bake(BakeArgs),
 }
 
 impl Verb {
@@ -69,6 +73,7 @@ impl Verb {
             Verb::Recover(_) => "recover",
             Verb::Unmerge(_) => "unmerge",
             Verb::Convert(_) => "convert",
+            Verb::Bake(_) => "bake",
         }
     }
 
@@ -76,7 +81,7 @@ impl Verb {
     pub(super) fn on_signal(&self) -> OnSignal {
         match self {
             Verb::Inspect(_) | Verb::Validate(_) | Verb::Verify(_) => OnSignal::ExitAtOnce,
-            Verb::Merge(_) | Verb::Recover(_) | Verb::Unmerge(_) | Verb::Convert(_) => OnSignal::CleanUp,
+            Verb::Merge(_) | Verb::Recover(_) | Verb::Unmerge(_) | Verb::Convert(_) | Verb::Bake(_) => OnSignal::CleanUp,
         }
     }
 }
@@ -119,6 +124,9 @@ pub(super) struct ValidateArgs {
     /// Also check that the adapter fits this base
     #[arg(long, value_name = "BASE")]
     pub base: Option<PathBuf>,
+    /// For an adapter: also say what this program would make of it; may be repeated
+    #[arg(long = "for", value_name = "LOADER", value_parser = loader_parser())]
+    pub loaders: Vec<Loader>,
     /// For a checkpoint: read all values and name the tensors that hold NaN or infinity
     #[arg(long)]
     pub values: bool,
@@ -133,9 +141,18 @@ Examples:
   loratool validate ./adapter
   loratool validate ./adapter --base ./model   is this the model that it fits?
   loratool validate ./model --values           is every weight a number?
+  loratool validate ./adapter --for vllm --for sglang   will they serve it?
 
 The exit code is 0 if everything that was checked is in order, and otherwise
-says what kind of thing is not: see loratool --help.";
+says what kind of thing is not: see loratool --help. It is 1 if a loader that
+--for names would refuse the adapter or compute something else, by what is known
+of the version that the report names. docs/loaders.md is all that is known.";
+
+/// A loader by its name.
+fn loader_parser() -> impl TypedValueParser<Value = Loader> {
+    let names = PossibleValuesParser::new(Loader::ALL.map(Loader::name));
+    names.try_map(|name| Loader::from_name(&name).ok_or("no such loader"))
+}
 
 /// Merge adapters into a base checkpoint
 #[derive(Debug, Args)]
@@ -394,6 +411,37 @@ Examples:
   loratool convert ./adapter -o adapter.safetensors --to container
   loratool convert ./adapter -o adapter.safetensors --to container --base ./model
   loratool convert adapter.safetensors -o ./adapter --to peft";
+
+/// Write an adapter as a plain PEFT folder, which every loader understands
+#[derive(Debug, Args)]
+#[command(after_help = BAKE_EXAMPLES)]
+pub(super) struct BakeArgs {
+    /// The adapter: a folder or a .safetensors file
+    pub source: PathBuf,
+    /// The folder to write
+    #[arg(long, short, value_name = "OUT")]
+    pub output: PathBuf,
+    /// The rank of all targets; what is lower is padded with zeros [default: the highest of the adapter]
+    #[arg(long, value_name = "R")]
+    pub rank: Option<NonZeroU64>,
+    /// Replace the output if it exists, in one step, once the new one is complete
+    #[arg(long)]
+    pub overwrite: bool,
+    #[command(flatten)]
+    pub open: OpenArgs,
+}
+
+const BAKE_EXAMPLES: &str = "\
+Examples:
+  loratool bake ./adapter -o ./plain
+  loratool bake ./adapter -o ./plain --rank 16
+  loratool validate ./plain --for sglang
+
+The result has one alpha and one rank for all targets, no rsLoRA and no patterns.
+Ranks are padded with zeros. Where scales differ, B is multiplied by the
+quotient: by a power of two without any loss, and otherwise rounded once to its
+dtype; the report then says how far the updates are from what they were. An
+adapter with more than B and A of linear layers is refused by name.";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum To {

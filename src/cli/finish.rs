@@ -11,8 +11,8 @@ use super::output;
 use super::render::{self, escape, json};
 use super::signals::Signals;
 use crate::report::{
-    ConvertReport, DigestReport, InspectReport, MergeEachReport, MergeReport, Note, RecoverReport, UnmergeReport, ValidateReport,
-    VerifyReport,
+    BakeReport, ConvertReport, DigestReport, InspectReport, MergeEachReport, MergeReport, Note, RecoverReport, UnmergeReport,
+    ValidateReport, VerifyReport,
 };
 use crate::{Class, Error, Renaming};
 
@@ -57,6 +57,7 @@ pub(super) enum Found {
     Merge(MergeReport),
     MergeEach(MergeEachReport),
     Digests(DigestReport),
+    Bake(BakeReport),
     Convert(ConvertReport),
     Recover(RecoverReport),
     Unmerge(UnmergeReport),
@@ -114,6 +115,7 @@ impl Found {
             Found::MergeEach(report) => report.merges.iter().flat_map(|merge| &merge.warnings).collect(),
             Found::Digests(report) => report.warnings.iter().collect(),
             Found::Unmerge(report) => report.warnings.iter().collect(),
+            Found::Bake(report) => report.warnings.iter().collect(),
             Found::Convert(report) => report.warnings.iter().collect(),
             Found::Recover(_) => Vec::new(),
             Found::Verify(verified) => verified.report.warnings.iter().collect(),

@@ -4,17 +4,18 @@
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
+use std::num::NonZeroU64;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::args::{
-    BindArgs, ConvertArgs, ExpertAxes, InspectArgs, MergeArgs, OpenArgs, OutputDtype, RecoverArgs, RoundingArg, To, UnmergeArgs,
-    ValidateArgs, Verb, VerifyArgs,
+    BakeArgs, BindArgs, ConvertArgs, ExpertAxes, InspectArgs, MergeArgs, OpenArgs, OutputDtype, RecoverArgs, RoundingArg, To,
+    UnmergeArgs, ValidateArgs, Verb, VerifyArgs,
 };
 use super::number;
 use crate::{
-    BindOptions, ConvertTo, Dtype, Durability, Error, ExecOptions, InspectOptions, MergeOptions, OpenOptions, Orientation,
-    OutputOptions, Overwrite, ReadMode, RecoverOptions, Result, Rounding, Values, VerifyOptions, rules,
+    BakeOptions, BindOptions, ConvertTo, Dtype, Durability, Error, ExecOptions, InspectOptions, Loader, MergeOptions,
+    OpenOptions, Orientation, OutputOptions, Overwrite, ReadMode, RecoverOptions, Result, Rounding, Values, VerifyOptions, rules,
 };
 
 /// A resolved command.
@@ -27,6 +28,7 @@ pub(super) enum Job {
     Recover(RecoverJob),
     Unmerge(UnmergeJob),
     Convert(ConvertJob),
+    Bake(BakeJob),
 }
 
 #[derive(Debug)]
@@ -47,6 +49,8 @@ pub(super) struct ValidateJob {
     pub open: OpenOptions,
     pub bind: BindOptions,
     pub values: Values,
+    /// The loaders to hold an adapter against.
+    pub loaders: Vec<Loader>,
 }
 
 #[derive(Debug)]
@@ -114,6 +118,14 @@ pub(super) struct ConvertJob {
     pub overwrite: Overwrite,
 }
 
+#[derive(Debug)]
+pub(super) struct BakeJob {
+    pub source: PathBuf,
+    pub output: PathBuf,
+    pub open: OpenOptions,
+    pub options: BakeOptions,
+}
+
 /// Resolves what was typed.
 ///
 /// # Errors
@@ -127,6 +139,7 @@ pub(super) fn resolve(verb: Verb) -> Result<Job> {
         Verb::Recover(args) => Job::Recover(recover(args)),
         Verb::Unmerge(args) => Job::Unmerge(unmerge(*args)?),
         Verb::Convert(args) => Job::Convert(convert(args)?),
+        Verb::Bake(args) => Job::Bake(bake(args)?),
     })
 }
 
@@ -148,6 +161,7 @@ fn validate(args: ValidateArgs) -> Result<ValidateJob> {
         open: open(&args.open, ReadMode::Read)?,
         bind: bind(args.bind)?,
         values: if args.values { Values::Read } else { Values::Skip },
+        loaders: args.loaders,
     })
 }
 
@@ -274,6 +288,16 @@ fn convert(args: ConvertArgs) -> Result<ConvertJob> {
         open: open(&args.open, ReadMode::Read)?,
         bind: bind(args.bind)?,
         overwrite: overwrite(args.overwrite),
+    })
+}
+
+fn bake(args: BakeArgs) -> Result<BakeJob> {
+    let rank = args.rank.map(NonZeroU64::get);
+    Ok(BakeJob {
+        source: args.source,
+        output: args.output,
+        open: open(&args.open, ReadMode::Read)?,
+        options: BakeOptions { rank, overwrite: overwrite(args.overwrite), ..Default::default() },
     })
 }
 

@@ -3,31 +3,32 @@
 use std::path::Path;
 
 use super::finish::{Finished, Fit, Found, Inspected, Verified};
-use super::job::{ConvertJob, InspectJob, Job, MergeJob, RecoverJob, UnmergeJob, ValidateJob, VerifyJob};
+use super::job::{BakeJob, ConvertJob, InspectJob, Job, MergeJob, RecoverJob, UnmergeJob, ValidateJob, VerifyJob};
 use super::progress::Watch;
 use super::signals::Signals;
 use super::sniff::{self, Kind};
 use crate::report::{
-    ConvertReport, DigestReport, InspectReport, MergeEachReport, MergeReport, Note, RecoverReport, UnmergeReport, ValidateReport,
-    VerifyReport,
+    BakeReport, ConvertReport, DigestReport, InspectReport, MergeEachReport, MergeReport, Note, RecoverReport, UnmergeReport,
+    ValidateReport, VerifyReport,
 };
 use crate::{
-    Adapter, BindOptions, Binding, Checkpoint, ConvertOptions, Error, OpenOptions, Plan, Result, TensorSource, Weighted, convert,
-    dry_run, dry_run_each, dry_run_in_place, inspect_adapter, inspect_checkpoint, merge, merge_each, merge_in_place,
-    open_adapter_with, open_checkpoint_with, recompute_residual, recover, rules, unmerge_by_log, unmerge_by_subtraction,
-    validate_adapter, validate_checkpoint, verify, verify_digests,
+    Adapter, BindOptions, Binding, Checkpoint, ConvertOptions, Error, OpenOptions, Plan, Result, TensorSource, Weighted, bake,
+    check_loaders, convert, dry_run, dry_run_each, dry_run_in_place, inspect_adapter, inspect_checkpoint, merge, merge_each,
+    merge_in_place, open_adapter_with, open_checkpoint_with, recompute_residual, recover, rules, unmerge_by_log,
+    unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify, verify_digests,
 };
 
 /// Carries out `job`.
 pub(super) fn run(job: &Job, signals: &Signals, show_progress: bool) -> Finished {
     let found = match job {
         Job::Inspect(job) => return run_inspect(job),
-        Job::Validate(job) => run_validate(job).map(Found::Validate),
+        Job::Validate(job) => return run_validate(job),
         Job::Verify(job) => return run_verify(job, signals, show_progress),
         Job::Merge(job) if job.each => run_each(job, signals, show_progress).map(Found::MergeEach),
         Job::Merge(job) => run_merge(job, signals, show_progress).map(Found::Merge),
         Job::Unmerge(job) => run_unmerge(job, signals, show_progress).map(Found::Unmerge),
         Job::Recover(job) => run_recover(job, signals, show_progress).map(Found::Recover),
+        Job::Bake(job) => run_bake(job, signals, show_progress).map(Found::Bake),
         Job::Convert(job) => run_convert(job, signals, show_progress).map(Found::Convert),
     };
     found.map_or_else(Finished::failed, Finished::found)
@@ -80,21 +81,45 @@ fn fit(job: &InspectJob, adapter: &Adapter) -> Result<Fit> {
     })
 }
 
-fn run_validate(job: &ValidateJob) -> Result<ValidateReport> {
+/// What a loader makes of an adapter is shown even where it is not what the adapter says.
+fn run_validate(job: &ValidateJob) -> Finished {
+    let report = match validated(job) {
+        Ok(report) => report,
+        Err(error) => return Finished::failed(error),
+    };
+    let wrong: Vec<&str> = report.loaders.iter().filter(|loader| !loader.reads_it).map(|loader| loader.title).collect();
+    let error = (!wrong.is_empty()).then(|| {
+        let message = format!("the adapter is not read as it is by {}", wrong.join(", "));
+        Error::new(rules::LOADER_READS, message).file(&report.path).help("the report names the way out of each finding")
+    });
+    Finished { found: Some(Found::Validate(report)), error }
+}
+
+fn validated(job: &ValidateJob) -> Result<ValidateReport> {
     if sniff::kind(&job.path, &job.open.limits) == Kind::Checkpoint {
         refuse_base(&job.base)?;
+        if !job.loaders.is_empty() {
+            let message = "--for is about adapters, and this is a checkpoint";
+            return Err(Error::new(rules::ARGUMENT, message).file(&job.path).help("give an adapter, or leave out --for"));
+        }
         return validate_checkpoint(&open_checkpoint_with(&job.path, &job.open)?, job.values);
     }
     let adapter = open_adapter_with(&job.path, &job.open);
     match &job.base {
-        None => validate_adapter(&adapter?, None, &job.open.limits),
+        None => validate_for(job, &adapter?, None),
         Some(path) => {
             let (base, adapters) = opened(open_checkpoint_with(path, &job.open), vec![adapter])?;
             let adapters = recomputed(adapters, job.recompute.then_some(&base), &job.bind, &job.open)?;
             let adapter = adapters.first().ok_or_else(|| Error::new(rules::ARGUMENT, "no adapter is given"))?;
-            validate_adapter(adapter, Some((&base, &job.bind)), &job.open.limits)
+            validate_for(job, adapter, Some(&base))
         }
     }
+}
+
+fn validate_for(job: &ValidateJob, adapter: &Adapter, base: Option<&Checkpoint>) -> Result<ValidateReport> {
+    let mut report = validate_adapter(adapter, base.map(|base| (base, &job.bind)), &job.open.limits)?;
+    report.loaders = check_loaders(adapter, &job.loaders, &job.open.limits)?;
+    Ok(report)
 }
 
 fn refuse_base(base: &Option<std::path::PathBuf>) -> Result<()> {
@@ -214,6 +239,11 @@ fn run_convert(job: &ConvertJob, signals: &Signals, show_progress: bool) -> Resu
     let total = adapter.factors().map(|factor| factor.info().bytes()).fold(0, u64::saturating_add);
     let watch = Watch::start(signals, "writing", total, show_progress);
     convert(adapter, &job.output, &options, &watch)
+}
+
+fn run_bake(job: &BakeJob, signals: &Signals, show_progress: bool) -> Result<BakeReport> {
+    let adapter = open_adapter_with(&job.source, &job.open)?;
+    bake(&adapter, &job.output, &job.options, &Watch::start(signals, "writing", 0, show_progress))
 }
 
 fn weighted<'a>(adapters: &'a [Adapter], typed: &[(std::path::PathBuf, f64)]) -> Vec<Weighted<'a>> {

@@ -293,7 +293,7 @@ pub(super) fn fill_in(report: &mut MergeReport, plan: &Plan<'_>, found: &[Sums])
 }
 
 /// To six digits: more are not the same on every machine, since the sums behind them may be taken in f32.
-fn ratio(x: f64, y: f64) -> Option<f64> {
+pub(super) fn ratio(x: f64, y: f64) -> Option<f64> {
     (y > 0.0).then(|| x / y).map(|ratio| format!("{ratio:.5e}").parse().unwrap_or(ratio))
 }
 

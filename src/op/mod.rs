@@ -1,6 +1,7 @@
 //! The verbs. Each takes what it works on as values (`&Checkpoint`, `&Adapter`), options with defaults, and gives a report.
 
 mod account;
+mod bake;
 mod companions;
 mod convert;
 mod delta;
@@ -10,6 +11,7 @@ mod in_place;
 mod inspect;
 mod judge;
 mod lineage;
+mod loaders;
 mod merge;
 mod method;
 mod overall;
@@ -21,10 +23,12 @@ mod validate;
 mod verdict;
 mod verify;
 
+pub use bake::{BakeOptions, bake};
 pub use convert::{ConvertOptions, ConvertTo, convert};
 pub use delta::{delta_rows, merge_tensor};
 pub use in_place::{RecoverOptions, dry_run_in_place, merge_in_place, recover};
 pub use inspect::{InspectOptions, inspect_adapter, inspect_checkpoint};
+pub use loaders::check_loaders;
 pub use merge::{MergeOptions, dry_run, dry_run_each, merge, merge_each};
 pub use recorded::verify_digests;
 pub use residual::recompute_residual;

@@ -52,7 +52,7 @@ pub fn validate_adapter(adapter: &Adapter, base: Option<(&Checkpoint, &BindOptio
         });
         warnings.extend(base.warnings().iter().chain(plan.warnings()).map(Note::from));
     }
-    Ok(ValidateReport { path: adapter.label().to_owned(), kind: "adapter", checks, warnings })
+    Ok(ValidateReport { path: adapter.label().to_owned(), kind: "adapter", checks, loaders: Vec::new(), warnings })
 }
 
 /// Checks a checkpoint. Reading all its values is optional, since it takes as long as reading the files.
@@ -81,7 +81,7 @@ pub fn validate_checkpoint(base: &Checkpoint, values: Values) -> Result<Validate
         };
         checks.push(Check { name: "values", outcome: "ok", detail });
     }
-    Ok(ValidateReport { path: base.path().display().to_string(), kind: "checkpoint", checks, warnings })
+    Ok(ValidateReport { path: base.path().display().to_string(), kind: "checkpoint", checks, loaders: Vec::new(), warnings })
 }
 
 /// Whether [`validate_checkpoint`] reads all values.

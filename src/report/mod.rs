@@ -1,8 +1,10 @@
 //! What the verbs found out, as plain values. Text and JSON are two renderings of the same value; nothing here prints. The JSON
 //! form is a documented protocol (`docs/json.md`): members are added, never renamed or removed, within one schema number.
 
+mod bake;
 mod convert;
 mod inspect;
+mod loader;
 mod merge;
 mod recover;
 pub(crate) mod text;
@@ -10,11 +12,13 @@ mod unmerge;
 mod validate;
 mod verify;
 
+pub use bake::{BakeReport, WorstTarget};
 pub use convert::ConvertReport;
 pub use inspect::{
     AdapterReport, CheckpointReport, DtypeReport, FactorDtypes, FileReport, InspectReport, ListedTensor, ReplacementReport,
     RescalingReport, RowsReport, TargetReport, TiedReport,
 };
+pub use loader::{LoaderFinding, LoaderReport};
 pub use merge::{
     AdapterUse, Balance, ContributionReport, Converted, FileLeft, IgnoredReport, MergeEachReport, MergeReport, Narrowed,
     TensorReport,

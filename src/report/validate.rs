@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Note;
+use super::{LoaderReport, Note};
 
 /// What was checked, all of it in order.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -14,6 +14,8 @@ pub struct ValidateReport {
     pub kind: &'static str,
     /// The checks that were made.
     pub checks: Vec<Check>,
+    /// What the loaders that were asked for would make of it; see [`check_loaders`](crate::check_loaders).
+    pub loaders: Vec<LoaderReport>,
     /// What is worth saying.
     pub warnings: Vec<Note>,
 }

@@ -1,12 +1,14 @@
 //! Renderings of the reports: text for people, [`json`] for programs. Both take the same value. Text fits in 80 columns where the
 //! names in it allow, and whatever comes from a file is escaped on the way.
 
+mod bake;
 mod convert;
 pub(super) mod escape;
 mod figure;
 mod group;
 mod inspect;
 pub(super) mod json;
+mod loader;
 mod merge;
 mod note;
 mod recover;
@@ -28,6 +30,7 @@ pub(super) fn report(found: &Found) -> String {
         Found::Merge(report) => merge::text(report),
         Found::MergeEach(report) => merge::each(report),
         Found::Digests(report) => verify::digests(report),
+        Found::Bake(report) => bake::text(report),
         Found::Convert(report) => convert::text(report),
         Found::Recover(report) => recover::text(report),
         Found::Unmerge(report) => unmerge::text(report),

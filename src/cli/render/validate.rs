@@ -19,6 +19,7 @@ pub(super) fn text(report: &ValidateReport) -> String {
         text.push_str(&format!(", {}", plural(report.warnings.len() as u64, "warning")));
     }
     text.push('\n');
+    report.loaders.iter().for_each(|loader| text.push_str(&super::loader::text(loader)));
     text
 }
 

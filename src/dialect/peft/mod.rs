@@ -15,6 +15,7 @@
 //! | `full` | is a full tensor announced? |
 //! | `uniform` | which defaults and exceptions say the same? |
 //! | `read`, `write`, `rescaling` | the two directions |
+//! | `plain` | what does every loader understand? |
 
 mod config;
 mod experts;
@@ -25,6 +26,7 @@ mod keys;
 mod methods;
 mod patterns;
 mod place;
+pub(crate) mod plain;
 mod python;
 mod read;
 mod refuse;

@@ -212,7 +212,7 @@ fn pattern<V: PartialEq + Copy>(modules: &[&str], values: &[V], default: V, valu
 }
 
 /// Whole numbers without a fraction, as PEFT's own type is.
-fn number(alpha: f64) -> Value {
+pub(super) fn number(alpha: f64) -> Value {
     // 2^53: beyond it not every whole number is a double.
     if alpha.fract() == 0.0 && alpha.abs() < 9_007_199_254_740_992.0 { json!(alpha as i64) } else { json!(alpha) }
 }
@@ -224,7 +224,7 @@ fn sorted<'a>(modules: &[&'a str]) -> Vec<&'a str> {
 }
 
 /// PEFT has one field for all layers, and corrects it layer by layer from their types.
-fn fan_in_fan_out(adapter: &Adapter, losses: &mut Vec<Diagnostic>) -> bool {
+pub(super) fn fan_in_fan_out(adapter: &Adapter, losses: &mut Vec<Diagnostic>) -> bool {
     let linear = adapter.targets().iter().filter_map(|target| match target.kind {
         Kind::Linear(orientation) => Some(orientation),
         _ => None,

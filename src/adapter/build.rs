@@ -180,7 +180,10 @@ fn check_shapes(target: &Target, problems: &mut Vec<Diagnostic>) {
             problem(rules::FACTOR_SHAPES, format!("{shapes} are not the factors of any known layer"), help);
         };
     };
-    if a_rank == b_rank && a_rank > 0 && out > 0 && inner > 0 {
+    if a_rank > 0 && (out == 0 || inner == 0) {
+        let help = "empty or flat factors are what ZeRO-3 and FSDP leave when shards were not gathered; save the adapter again";
+        problem(rules::FACTOR_SHAPES, format!("{shapes} are not the factors of a layer"), help);
+    } else if a_rank == b_rank && a_rank > 0 {
         if a_rank != target.scaling.rank {
             problem(
                 rules::RANK_AGREES,

@@ -1,10 +1,15 @@
 //! A checkpoint whose layers are repeated: the same bytes under more names (PEFT `tuners/tuners_utils.py`, `replicate_layers`). Nothing is
 //! read or written here; the tensors of a copy are read from where the layer that it repeats is.
 
+use std::collections::BTreeSet;
+
 use super::Checkpoint;
 use crate::error::{Diagnostic, Error, Result};
 use crate::rules;
 use crate::tensor::TensorSource;
+
+/// Layers that a stack may have: ten times those of any model.
+const MOST: u64 = 10_000;
 
 /// What lists of layers are called (`replicate_layers`; transformers 5.23).
 const LISTS: &[&str] = &["layers", "layer", "h"];
@@ -24,19 +29,29 @@ impl Checkpoint {
             return Ok(self);
         }
         let refuse = |message: String| Error::new(rules::CONFIG_METHOD, message).file(&self.path);
-        let count = self.names().filter_map(|name| layer(name).map(|(_, number, _)| number + 1)).max().unwrap_or(0);
-        if count == 0 {
+        let lists: BTreeSet<&str> = self.names().filter_map(|name| layer(name).map(|(before, ..)| before)).collect();
+        let Some(list) = lists.first().map(|list| (*list).to_owned()) else {
             return Err(refuse("the base has no numbered layers that could be repeated".to_owned()));
+        };
+        if lists.len() > 1 {
+            let message = format!("the base has several lists of layers, {lists:?}, and which is repeated is not known");
+            return Err(refuse(message).help("repeat the layers of the language model in PEFT and save that as the base"));
         }
+        let layer = |name: &'_ str| layer(name).map(|(_, number, after)| (number, after.to_owned()));
+        let count = self.names().filter_map(|name| layer(name).map(|(number, _)| number + 1)).max().unwrap_or(0);
         if let Some((start, end)) = ranges.iter().find(|(start, end)| start >= end || *end > count) {
             let message = format!("layers {start} to {end} are to be repeated, and the base has {count}");
             return Err(refuse(message).help("use the base that the adapter was trained on"));
         }
+        let total = ranges.iter().fold(0, |sum: u64, (start, end)| sum.saturating_add(end - start));
+        if total > MOST {
+            return Err(Error::new(rules::CONFIG_LIMIT, format!("{total} layers, over the limit of {MOST}")).file(&self.path));
+        }
         let stack: Vec<u64> = ranges.iter().flat_map(|(start, end)| *start..*end).collect();
         let names_of = |name: &str| -> Vec<String> {
-            let Some((before, number, after)) = layer(name) else { return vec![name.to_owned()] };
+            let Some((number, after)) = layer(name) else { return vec![name.to_owned()] };
             let places = stack.iter().enumerate().filter(|(_, stored)| **stored == number);
-            places.map(|(place, _)| format!("{before}{place}{after}")).collect()
+            places.map(|(place, _)| format!("{list}{place}{after}")).collect()
         };
         let mut warnings = self.warnings;
         let message = format!("the layers of the base are repeated, {count} become {}, as the adapter asks", stack.len());

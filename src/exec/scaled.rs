@@ -47,7 +47,9 @@ pub(super) fn compute(
     sum.extend_from_slice(base);
     for (i, contribution) in change.contributions.iter().enumerate() {
         product(isa, change, contribution, rows, cols, buffers)?;
-        sum.iter_mut().zip(&buffers.delta).for_each(|(t, d)| *t += d);
+        if contribution.rank > 0 {
+            sum.iter_mut().zip(&buffers.delta).for_each(|(t, d)| *t += d);
+        }
         if let Some(gain) = &contribution.gain {
             let norms = || norms_of_columns(ground, isa, change);
             let by = factors(change, i, gain, (base, &buffers.delta), (rows, cols), norms)?;
@@ -136,17 +138,18 @@ pub(super) fn factors(
         }
     };
     for (i, (m, norm)) in by.iter_mut().zip(norms).enumerate() {
-        if *norm == 0.0 {
-            return Err(zero_norm(change, gain.along, lines.start + i as u64));
+        if *norm == 0.0 || !norm.is_finite() {
+            return Err(no_norm(change, gain.along, lines.start + i as u64, *norm));
         }
         *m /= norm;
     }
     Ok(by)
 }
 
-fn zero_norm(change: &Change<'_>, along: Along, line: u64) -> Error {
+fn no_norm(change: &Change<'_>, along: Along, line: u64, norm: f64) -> Error {
     let what = if along == Along::Rows { "row" } else { "column" };
-    let message = format!("{what} {line} of {:?} is zero after the update, so no magnitude can scale it", change.name);
+    let message =
+        format!("{what} {line} of {:?} has the norm {norm} after the update, so no magnitude can scale it", change.name);
     Error::new(rules::RESULT_FINITE, message).tensor(&change.name).help("this is not the base that the adapter was trained on")
 }
 

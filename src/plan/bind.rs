@@ -76,7 +76,7 @@ impl<'a> Binding<'a> {
         binder.check_structure(weighted)?;
         binder.check_residual(weighted)?;
         let targets = adapter.targets().iter().map(|t| t.tensor.as_str());
-        let rescaled = adapter.rescalings().iter().map(|r| r.tensor.as_str());
+        let rescaled = adapter.rescalings().iter().filter(|r| !r.if_there).map(|r| r.tensor.as_str());
         let rows = adapter.rows().iter().map(|r| r.tensor.as_str());
         binder.choose_renaming(targets.chain(rescaled).chain(rows).collect(), adapter.label(), limits)?;
         binder.bind_replacements(weighted);
@@ -358,9 +358,8 @@ impl<'a> Binder<'a, '_> {
         }
         for stacked in gathered.stacked(self.base) {
             match stacked {
-                Ok(Stacked { target, tensors }) => {
-                    let scale = weighted.weight * target.scaling.effective();
-                    self.bind_part(&target, scale, &tensors);
+                Ok(Stacked { target, scale, tensors }) => {
+                    self.bind_part(&target, weighted.weight * scale, &tensors);
                 }
                 Err(problem) => self.problems.push(problem),
             }
@@ -659,29 +658,36 @@ fn along(rescaling: &Rescaling, shape: &Shape, model: Option<&str>) -> Result<Al
     let refuse = |rule, message: String| Diagnostic::new(rule, message).tensor(rescaling.by.name());
     let dim = |i: usize| shape.dims().get(i).copied();
     let is_output = rescaling.axis == Axis::Output;
-    if shape.dims().len() < 2 && is_output && dim(0) == Some(count) {
-        return Ok(Along::Cols);
-    }
     let (rows, cols) = (dim(0) == Some(count), dim(1) == Some(count));
-    let as_rows = is_output != (rescaling.orientation == Orientation::InOut);
-    match (rows, cols) {
-        (true, true) if rescaling.orientation == Orientation::OutIn && model.is_some_and(shape::is_conv1d) => {
-            let message = format!("{:?} is square, and the model type contradicts the declared orientation", rescaling.tensor);
-            Err(refuse(rules::ORIENTATION, message).help("state it: --fan-in-fan-out true for GPT-2's Conv1D, false for Linear"))
-        }
-        (true, true) => Ok(if as_rows { Along::Rows } else { Along::Cols }),
-        (true, false) => Ok(Along::Rows),
-        (false, true) => Ok(Along::Cols),
-        (false, false) => {
-            let what = if is_output { "output" } else { "input" };
-            let message = format!(
-                "{:?} has {count} factors, one for each {what}, but the base has {:?} {shape}",
-                rescaling.by.name(),
-                rescaling.tensor
-            );
-            Err(refuse(rules::SHAPE_FITS, message))
-        }
-    }
+    let square = || {
+        let message = format!("{:?} is square, and which way round it is stored is not declared", rescaling.tensor);
+        Err(refuse(rules::ORIENTATION, message).help("state it: --fan-in-fan-out true for GPT-2's Conv1D, false for Linear"))
+    };
+    let by_shape = |fits: bool, along| if fits { Some(along) } else { None };
+    let found = match (shape.dims().len(), is_output) {
+        // A bias has outputs alone.
+        (1, true) => by_shape(rows, Along::Cols),
+        (0 | 1, _) => None,
+        // Convolutions store outputs first, inputs second, whatever a config says of linear layers.
+        (3.., true) => by_shape(rows, Along::Rows),
+        (3.., false) => by_shape(cols, Along::Cols),
+        (2, _) => match (rows, cols, rescaling.orientation) {
+            (true, true, Orientation::Undeclared) => return square(),
+            (true, true, Orientation::OutIn) if model.is_some_and(shape::is_conv1d) => return square(),
+            (true, true, orientation) => {
+                Some(if is_output == (orientation == Orientation::OutIn) { Along::Rows } else { Along::Cols })
+            }
+            (true, false, _) => Some(Along::Rows),
+            (false, true, _) => Some(Along::Cols),
+            (false, false, _) => None,
+        },
+    };
+    found.ok_or_else(|| {
+        let what = if is_output { "output" } else { "input" };
+        let (name, tensor) = (rescaling.by.name(), &rescaling.tensor);
+        let message = format!("{name:?} has {count} factors, one for each {what}, but the base has {tensor:?} {shape}");
+        refuse(rules::SHAPE_FITS, message)
+    })
 }
 
 /// A target whose A is shared, with as much of it as a base tensor of this shape needs; `None` if there is not so much.

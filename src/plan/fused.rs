@@ -1,7 +1,7 @@
 //! Experts that the adapter has as stacks and the base one by one, or the other way round: transformers 5 holds them as stacks in memory
 //! and writes them one by one, as its version 4 held them. Both are the same numbers in another order, so updates carry over exactly.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use crate::adapter::{Factor, Kind, Orientation, Scaling, ScalingRule, Target};
@@ -77,6 +77,13 @@ fn split_into(base: &Checkpoint, target: &Target, name: &str, parts: Vec<Part>) 
     let refuse = |rule, message: String| Diagnostic::new(rule, message).tensor(target.a.name());
     let ((out, inner), rank) = (target.out_in(), target.scaling.rank);
     let mut targets = Vec::with_capacity(parts.len());
+    let next = format!("expert number {}", target.experts().unwrap_or(0));
+    if parts_of(base, name, target.experts().unwrap_or(0) + 1)
+        .is_some_and(|more| more.last().is_some_and(|part| base.info(&part.tensor).is_some()))
+    {
+        let message = format!("{name:?} has {} experts, and the base has {next} too", target.experts().unwrap_or(0));
+        return Err(refuse(rules::SHAPE_FITS, message).help("this is not the base that the adapter was trained on"));
+    }
     for Part { tensor, expert, part, parts } in parts {
         let Some((rows, cols)) = base.info(&tensor).and_then(|info| info.shape.matrix()) else {
             let message = format!("{name:?} has {} experts, and the base has no {tensor:?}", target.experts().unwrap_or(0));
@@ -148,6 +155,8 @@ struct Single<'a> {
 /// A target for a stack, and the names of the tensors that it is made of.
 pub(super) struct Stacked {
     pub(super) target: Target,
+    /// The effective scale that all of its parts have.
+    pub(super) scale: f64,
     pub(super) tensors: Vec<String>,
 }
 
@@ -178,7 +187,8 @@ fn stacked(base: &Checkpoint, stack: String, singles: &[Single<'_>]) -> Result<S
     };
     let scaling = first.target.scaling;
     let mut rank = 1;
-    for Single { target, expert, .. } in singles {
+    let mut seen = HashSet::new();
+    for Single { target, expert, part, .. } in singles {
         let dtypes = [target.a.info().dtype, target.b.info().dtype];
         let why = if target.out_in() != (out, inner) || rows != out * parts || cols != inner || *expert >= experts {
             Some((rules::SHAPE_FITS, "its shape or number does not fit the stack"))
@@ -186,6 +196,8 @@ fn stacked(base: &Checkpoint, stack: String, singles: &[Single<'_>]) -> Result<S
             Some((rules::METHOD_SUPPORTED, "its scale is not that of the others, and a stack has one"))
         } else if dtypes != [first.target.a.info().dtype, first.target.b.info().dtype] {
             Some((rules::METHOD_SUPPORTED, "its dtype is not that of the others"))
+        } else if !seen.insert((*expert, *part)) {
+            Some((rules::TARGETS_UNIQUE, "another target lands there too"))
         } else if target.magnitude.is_some() || target.bias.is_some() {
             Some((rules::METHOD_SUPPORTED, "magnitudes and bias updates of single experts have no place in a stack"))
         } else {
@@ -227,11 +239,11 @@ fn stacked(base: &Checkpoint, stack: String, singles: &[Single<'_>]) -> Result<S
     derived.insert("B", b_info, move |_| stacked_b(&of_b, layout, len_b));
     let derived: Arc<dyn TensorSource> = Arc::new(derived);
     let (Some(a), Some(b)) = (Factor::new(&derived, "A"), Factor::new(&derived, "B")) else { unreachable!("both were inserted") };
-    // The rank of the sum is another one; its scale is not.
+    let scale = scaling.effective();
     let scaling = Scaling { rank: total, alpha: scaling.effective() * total as f64, rule: ScalingRule::Standard };
     let names = singles.iter().flat_map(|single| [single.target.a.name().to_owned(), single.target.b.name().to_owned()]);
     let target = Target { tensor: stack, kind: Kind::Experts(Orientation::OutIn), a, b, scaling, bias: None, magnitude: None };
-    Ok(Stacked { target, tensors: names.collect() })
+    Ok(Stacked { target, scale, tensors: names.collect() })
 }
 
 /// The factors of one expert's part.

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::canonical::canonical;
 use super::manifest::{
@@ -99,10 +100,13 @@ fn draft<'a>(
         rows.push(RowsEntry { tensor: entry.tensor.clone(), rows: entry.rows.clone(), with });
     }
     let mut rescalings = Vec::with_capacity(adapter.rescalings().len());
+    let mut named: BTreeMap<String, &Factor> = BTreeMap::new();
     for entry in adapter.rescalings() {
         let by = names::of_rescaling(&entry.tensor);
-        let used = rescalings.iter().any(|other: &RescalingEntry| other.by == by);
-        let by = if used { by } else { add(by, &entry.by)? };
+        // Weight and bias of a module have their multipliers in common; others of that name are an error.
+        let is_same = |factor: &Factor| factor.name() == entry.by.name() && Arc::ptr_eq(factor.source(), entry.by.source());
+        let by = if named.get(&by).is_some_and(|factor| is_same(factor)) { by } else { add(by, &entry.by)? };
+        named.insert(by.clone(), &entry.by);
         let transposed = match entry.orientation {
             Orientation::OutIn => false,
             Orientation::InOut => true,

@@ -193,7 +193,14 @@ impl PeftConfig {
         let Fields { read, mut problems, .. } = fields;
         problems.extend(refuse::variants(&members));
         let residual = if method == Method::Lora { refuse::initialisation(get("init_lora_weights")) } else { None };
-        match residual.or_else(|| refuse::kasa(get("kasa_config"))) {
+        let kasa = refuse::kasa(get("kasa_config"));
+        if residual.is_some() && kasa.is_some() {
+            let message = "kasa_config and init_lora_weights both took something out of the base";
+            problems.push(
+                Diagnostic::new(rules::CONFIG_METHOD, message).tensor("kasa_config").help("PEFT does not combine them either"),
+            );
+        }
+        match residual.or(kasa) {
             Some((problem, removed)) if problem.rule() == rules::INIT_CHANGES_BASE => {
                 config.residual = Some((problem.file(file), removed));
             }

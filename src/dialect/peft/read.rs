@@ -65,6 +65,11 @@ pub(crate) fn read(
     reader.check_prefix(&keys);
     reader.check_adapter_names(&keys);
     let modules = reader.group(&keys);
+    if let Some(((path, _), _)) = modules.first_key_value().filter(|_| method != Method::Lora) {
+        let message = format!("module {path:?} has factors of LoRA, which peft_type does not announce");
+        let help = "PEFT would ignore them in silence; this is the config of another adapter, or two were put into one file";
+        reader.problem(Diagnostic::new(rules::KEY_GRAMMAR, message).tensor(*path).help(help));
+    }
     let mut targets = reader.targets(&modules, config, options, limits);
     let mut rescalings = Vec::new();
     if let Some(config) = config.filter(|_| !parts.is_empty()) {

@@ -7,7 +7,6 @@ use serde_json::{Value, json};
 
 use super::config::PeftConfig;
 use super::methods::Method;
-use super::patterns::ends;
 use super::write::{readable, render};
 use crate::adapter::{Adapter, Axis, Orientation};
 use crate::error::{Diagnostic, Error, Result};
@@ -62,7 +61,7 @@ fn modules(adapter: &Adapter) -> Result<BTreeMap<&str, Axis>> {
 fn describes(origin: &str, adapter: &Adapter, modules: &BTreeMap<&str, Axis>, limits: &Limits) -> Option<()> {
     let config = PeftConfig::parse(origin.as_bytes(), Path::new("adapter_config.json"), limits).ok()?;
     let same = modules.iter().all(|(module, axis)| {
-        let listed = ends(module).any(|end| config.feedforward_modules.iter().any(|name| name == end));
+        let listed = config.feedforward_modules.iter().any(|name| module.ends_with(name.as_str()));
         listed == (*axis == Axis::Input)
     });
     let oriented = adapter.rescalings().iter().all(|rescaling| rescaling.orientation == config.orientation);

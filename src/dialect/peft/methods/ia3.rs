@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::super::config::PeftConfig;
-use super::super::patterns::ends;
 use super::{Made, Parts, factor};
 use crate::adapter::{Axis, Rescaling};
 use crate::tensor::TensorSource;
@@ -13,7 +12,8 @@ use crate::tensor::TensorSource;
 pub(super) fn make(config: &PeftConfig, modules: &BTreeMap<String, Parts<'_>>, source: &Arc<dyn TensorSource>, made: &mut Made) {
     for (module, parts) in modules {
         let Some(&name) = parts.get("ia3_l") else { continue };
-        let is_feedforward = ends(module).any(|end| config.feedforward_modules.iter().any(|listed| listed == end));
+        // As PEFT compares (`IA3Model._check_target_module_feedforward`), the end need not begin at a dot.
+        let is_feedforward = config.feedforward_modules.iter().any(|listed| module.ends_with(listed.as_str()));
         let axis = if is_feedforward { Axis::Input } else { Axis::Output };
         let by = factor(source, name);
         let orientation = config.orientation;

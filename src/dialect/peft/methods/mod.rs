@@ -26,7 +26,7 @@ use super::keys::PREFIX;
 use crate::adapter::{Factor, Rescaling, Target};
 use crate::error::Diagnostic;
 use crate::rules;
-use crate::tensor::TensorSource;
+use crate::tensor::{TensorSource, is_plain_float};
 
 /// What `peft_type` says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -135,6 +135,13 @@ pub(super) fn make(
     scales: &dyn Fn(&str) -> f64,
 ) -> Made {
     let mut made = Made::default();
+    let names = modules.values().flat_map(BTreeMap::values);
+    for (name, info) in names.filter_map(|name| Some((*name, source.info(name)?))) {
+        if !is_plain_float(info.dtype) {
+            let message = format!("{name:?} is {}; factors are F64, F32, F16 or BF16", info.dtype);
+            made.problems.push(Diagnostic::new(rules::FACTOR_DTYPE, message).tensor(name));
+        }
+    }
     match config.method {
         Method::Lora | Method::Tokens => {}
         Method::AdaLora => adalora::make(config, modules, source, &mut made),

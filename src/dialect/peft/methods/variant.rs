@@ -3,11 +3,10 @@
 
 use std::sync::Arc;
 
-use super::super::patterns::ends;
 use super::thin::{Matrix, computed};
 use crate::adapter::Factor;
 use crate::error::Result;
-use crate::tensor::{Derived, Shape, TensorInfo, TensorSource, read_all};
+use crate::tensor::{Derived, Shape, TensorInfo, TensorSource, is_plain_float, read_all};
 
 /// `use_bdlora`: which modules have a block diagonal factor, and of how many blocks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -26,7 +25,8 @@ impl BlockDiagonal {
         a: Factor,
         b: Factor,
     ) -> Option<(Factor, Factor)> {
-        let listed = |names: &[String]| ends(module).any(|end| names.iter().any(|name| name == end));
+        // PEFT asks whether the name occurs in the path, wherever that is.
+        let listed = |names: &[String]| names.iter().any(|name| !name.is_empty() && module.contains(name.as_str()));
         let a = if listed(&self.a) { self.written_out(source, &a)? } else { a };
         let b = if listed(&self.b) { self.written_out(source, &b)? } else { b };
         Some((a, b))
@@ -61,7 +61,7 @@ impl BlockDiagonal {
 
 /// QALoRA's A `(rank, in / group)` for inputs one by one: PEFT takes the mean of each group and multiplies it by the number of groups.
 pub(in crate::dialect::peft) fn ungrouped(source: &Arc<dyn TensorSource>, a: &Factor, group: u64) -> Option<Factor> {
-    let (rank, groups) = a.info().shape.matrix()?;
+    let (rank, groups) = a.info().shape.matrix().filter(|_| is_plain_float(a.info().dtype))?;
     let name = a.name().to_owned();
     computed(source, a.name(), (rank, groups.checked_mul(group)?), move |source| {
         let a = Matrix::read(source, &name)?;
@@ -73,7 +73,8 @@ pub(in crate::dialect::peft) fn ungrouped(source: &Arc<dyn TensorSource>, a: &Fa
 /// KaSA's B·diag.
 pub(in crate::dialect::peft) fn with_diagonal(source: &Arc<dyn TensorSource>, b: &Factor, diagonal: &str) -> Option<Factor> {
     let (out, rank) = b.info().shape.matrix()?;
-    if source.info(diagonal)?.shape.dims() != [rank] {
+    let info = source.info(diagonal)?;
+    if info.shape.dims() != [rank] || !is_plain_float(info.dtype) || !is_plain_float(b.info().dtype) {
         return None;
     }
     let names = [b.name().to_owned(), diagonal.to_owned()];

@@ -177,7 +177,7 @@ fn several_lists_of_layers_are_not_repeated_by_guess() {
         r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "layer_replication": [[0, 1], [0, 1]], "target_modules": ["q"]}"#;
     let adapter = [some("model.layers.1.q.lora_A.weight", &[1, 3]), some("model.layers.1.q.lora_B.weight", &[4, 1])];
     let body = some("model.layers.0.q.weight", &[4, 3]);
-    let scene = Scene::new(&[body.clone()], config, &adapter);
+    let scene = Scene::new(std::slice::from_ref(&body), config, &adapter);
     let base = open_checkpoint(scene.at("base")).unwrap().replicated(&[(0, 1), (0, 1)]).unwrap();
     let adapter_read = open_adapter(scene.at("adapter")).unwrap();
     let report = merge(&base, &[Weighted::full(&adapter_read)], &scene.at("out"), &MergeOptions::default(), &()).unwrap();

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::digests::{content, verify};
 use super::identity;
+use super::plain;
 use crate::adapter::{Adapter, BaseIdentity, Factor, Kind, Lineage, LineageInput, Orientation, Target};
 use crate::checkpoint::Checkpoint;
 use crate::dialect::{container, peft};
@@ -92,10 +93,19 @@ pub fn convert(adapter: &Adapter, output: &Path, options: &ConvertOptions<'_>, p
     let staging = Staging::new(output, kind, options.overwrite)?;
     let name = "adapter_model.safetensors";
     let (file, target) = (staging.create(name)?, staging.target_of(name));
-    let written = container::write(&adapter, Some(&identity), Some(step), &file, &target, |bytes| {
+    let advance = |bytes| {
         progress.advance(bytes);
         go_on()
-    })?;
+    };
+    // What PEFT packs otherwise than a container does cannot be both.
+    let (bytes, content) = if options.to == ConvertTo::Peft && peft::is_packed(&adapter) {
+        let factors = peft::packed(&adapter, container::named(&adapter)?)?;
+        let written = plain::write(&factors, &file, &target, advance)?;
+        (written.bytes, written.content)
+    } else {
+        let written = container::write(&adapter, Some(&identity), Some(step), &file, &target, advance)?;
+        (written.bytes, written.content)
+    };
     let mut losses = Vec::new();
     if options.to == ConvertTo::Peft {
         let (config, lost) = peft::config_json(&adapter)?;
@@ -113,8 +123,8 @@ pub fn convert(adapter: &Adapter, output: &Path, options: &ConvertOptions<'_>, p
         output: output.display().to_string(),
         targets: adapter.targets().len() as u64,
         replacements: adapter.replacements().len() as u64,
-        bytes: written.bytes,
-        content: written.content,
+        bytes,
+        content,
         losses,
         warnings: warnings.iter().map(Note::from).collect(),
     })

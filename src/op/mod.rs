@@ -15,6 +15,7 @@ mod loaders;
 mod merge;
 mod method;
 mod overall;
+mod plain;
 mod recorded;
 mod residual;
 mod resume;

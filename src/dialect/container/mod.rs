@@ -24,7 +24,7 @@ mod write;
 mod tests;
 
 pub(crate) use read::{is_container, read};
-pub(crate) use write::write;
+pub(crate) use write::{named, write};
 
 /// The metadata key of the manifest.
 const KEY: &str = "loratool.manifest";

@@ -68,6 +68,15 @@ pub(crate) fn write(
     Ok(Written { bytes: layout.file_len, content: manifest.content })
 }
 
+/// Every tensor of a container of the adapter by its name there, which is PEFT's where PEFT has one.
+///
+/// # Errors
+/// As [`write`], for what can be known without writing.
+pub(crate) fn named(adapter: &Adapter) -> Result<BTreeMap<String, Factor>> {
+    let (_, factors) = draft(adapter, adapter.base(), None).map_err(|e| e.file(adapter.label()))?;
+    Ok(factors.into_iter().map(|(name, factor)| (name, factor.clone())).collect())
+}
+
 /// The manifest with digests of zeros, and every tensor by its name in the file.
 fn draft<'a>(
     adapter: &'a Adapter,

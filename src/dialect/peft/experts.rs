@@ -30,6 +30,24 @@ pub(super) fn unpack(source: &dyn TensorSource, name: &str, unpacked: &TensorInf
     Ok(values)
 }
 
+/// B `(E, out, rank)` as PEFT packs it.
+///
+/// # Errors
+/// As [`TensorSource::read`].
+pub(super) fn pack(source: &dyn TensorSource, name: &str, unpacked: &TensorInfo) -> Result<Vec<u8>> {
+    let values = read_all(source, name)?;
+    let &[experts, out, rank] = unpacked.shape.dims() else { return Ok(values) };
+    let size = unpacked.bytes().checked_div(unpacked.shape.elements()).unwrap_or(1);
+    let mut packed = Vec::with_capacity(values.len());
+    for row_and_k in 0..out * rank {
+        for expert in 0..experts {
+            let at = ((expert * out * rank + row_and_k) * size) as usize;
+            packed.extend_from_slice(values.get(at..at + size as usize).unwrap_or_default());
+        }
+    }
+    Ok(packed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -45,6 +63,9 @@ mod tests {
         let mut source = MemorySource::new();
         source.insert("b", b, (0..12).collect()).unwrap();
         // Row o, rank k, expert e is value o·6 + k·3 + e.
-        assert_eq!(unpack(&source, "b", &unpacked_b).unwrap(), [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]);
+        let ours = unpack(&source, "b", &unpacked_b).unwrap();
+        assert_eq!(ours, [0, 3, 6, 9, 1, 4, 7, 10, 2, 5, 8, 11]);
+        source.insert("ours", unpacked_b.clone(), ours).unwrap();
+        assert_eq!(pack(&source, "ours", &unpacked_b).unwrap(), (0..12).collect::<Vec<u8>>());
     }
 }

@@ -10,7 +10,7 @@
 //! | `python`, `patterns` | which key of `rank_pattern` and `alpha_pattern` matches which module? |
 //! | `scaling` | which rank and alpha does each module have? |
 //! | `keys` | what is a tensor to its module? |
-//! | `place`, `experts` | which base tensor does a wrapped module stand for, and how are stacks of experts packed? |
+//! | `place`, `experts`, `packed` | which base tensor does a wrapped module stand for, and how are stacks of experts packed? |
 //! | `methods` | what are the tensors of methods that are not LoRA? |
 //! | `full` | is a full tensor announced? |
 //! | `uniform` | which defaults and exceptions say the same? |
@@ -24,6 +24,7 @@ mod full;
 mod json;
 mod keys;
 mod methods;
+mod packed;
 mod patterns;
 mod place;
 pub(crate) mod plain;
@@ -39,5 +40,6 @@ mod write;
 mod tests;
 
 pub(crate) use config::PeftConfig;
+pub(crate) use packed::{is_packed, packed};
 pub(crate) use read::{PeftOptions, read};
 pub(crate) use write::config_json;

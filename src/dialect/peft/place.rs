@@ -81,6 +81,15 @@ pub(super) fn places<'a>(
     found
 }
 
+/// The order in which a known module registers parameters of these names.
+pub(super) fn order(names: &[&str]) -> Option<Vec<&'static str>> {
+    if let [_] = names {
+        return Some(Vec::new());
+    }
+    let known = REGISTERED.iter().find(|known| names.iter().all(|name| known.contains(name)))?;
+    Some(known.to_vec())
+}
+
 /// The names of the parameters of a module that `target_parameters` lists.
 fn parameters(module: &str, config: Option<&PeftConfig>) -> BTreeSet<String> {
     let entries = config.map_or(&[][..], |config| &config.target_parameters);

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use super::config::PeftConfig;
 use super::full::{self, Announced};
 use super::methods::Method;
+use super::packed;
 use super::patterns::{Modules, ends};
 use super::rescaling;
 use super::scaling;
@@ -52,6 +53,10 @@ fn module_of<'t>(adapter: &Adapter, target: &'t Target) -> Result<&'t str> {
     if let Some(attention) = adapter.attention_of(target) {
         return Ok(attention);
     }
+    // The name of a parameter is its own.
+    if packed::is_parameter(adapter, target) {
+        return Ok(&target.tensor);
+    }
     target.tensor.strip_suffix(".weight").filter(|module| !module.is_empty()).ok_or_else(|| {
         let message = format!("{:?} is not the weight of a module, so PEFT has no name for its factors", target.tensor);
         Error::new(rules::KEY_GRAMMAR, message).tensor(&target.tensor)
@@ -65,11 +70,17 @@ fn describes(origin: &str, adapter: &Adapter, limits: &Limits) -> Option<()> {
     let index = Modules::new(&modules);
     let (mut problems, mut warnings) = (Vec::new(), Vec::new());
     let resolved = scaling::resolve(&config, &index, &modules, limits, &mut problems, &mut warnings);
-    let covered = index.uncovered(&config.target_modules, limits).is_ok_and(|uncovered| uncovered.is_empty());
+    let parameters: Vec<bool> = adapter.targets().iter().map(|target| packed::is_parameter(adapter, target)).collect();
+    let is_module = |i: &usize| !parameters.get(*i).copied().unwrap_or(false);
+    let named = |i: usize| ends(modules[i]).any(|end| config.target_parameters.iter().any(|name| name == end));
+    let uncovered = index.uncovered(&config.target_modules, limits);
+    let covered = uncovered.is_ok_and(|uncovered| !uncovered.iter().any(is_module))
+        && parameters.iter().enumerate().all(|(i, is_parameter)| *is_parameter == named(i));
     let scaled = resolved.iter().zip(adapter.targets()).all(|(stated, target)| stated.scaling == target.scaling);
     let shaped = adapter.targets().iter().all(|target| match target.kind {
         // PEFT takes the projections of an attention for what they are.
         Kind::Linear(_) if adapter.attention_of(target).is_some() => target.bias.is_none(),
+        Kind::Linear(_) if packed::is_parameter(adapter, target) => target.bias.is_none(),
         Kind::Linear(orientation) => {
             let agrees = match orientation {
                 Orientation::InOut => config.orientation == Orientation::InOut,
@@ -80,7 +91,8 @@ fn describes(origin: &str, adapter: &Adapter, limits: &Limits) -> Option<()> {
         }
         Kind::Embedding => target.bias.is_none(),
         Kind::Conv => target.bias.is_some() == config.lora_bias,
-        Kind::Experts(_) | Kind::Flat | Kind::Shared(_) => false,
+        Kind::Experts(_) => target.bias.is_none(),
+        Kind::Flat | Kind::Shared(_) => false,
     });
     let with_magnitudes = adapter.targets().iter().all(|target| target.magnitude.is_some() == config.dora);
     let stated = |rows: &RowReplacement| {
@@ -110,11 +122,6 @@ fn describes(origin: &str, adapter: &Adapter, limits: &Limits) -> Option<()> {
 /// `P-006`.
 fn unwritten(adapter: &Adapter) -> Result<()> {
     let refuse = |message: String, tensor: &str| Err(Error::new(rules::CONFIG_METHOD, message).tensor(tensor));
-    if let Some(target) = adapter.targets().iter().find(|target| matches!(target.kind, Kind::Experts(_))) {
-        let message =
-            format!("{:?} is a stack of experts, which is not written in PEFT's packing by this version", target.tensor);
-        return refuse(message, &target.tensor);
-    }
     if let Some(target) = adapter.targets().iter().find(|target| matches!(target.kind, Kind::Flat | Kind::Shared(_))) {
         let message = format!("the kind of layer of {:?} is the base's, and PEFT's tensors depend on it", target.tensor);
         return Err(Error::new(rules::CONFIG_METHOD, message).tensor(&target.tensor).help("give the base with --base"));
@@ -173,7 +180,17 @@ fn compose(adapter: &Adapter, origin: Option<&str>) -> Result<(String, Vec<Diagn
     fields.insert("peft_type", json!("LORA"));
     fields.insert("r", json!(uniform.rank));
     fields.insert("rank_pattern", pattern(&modules, &uniform.ranks, uniform.rank, |rank| json!(rank)));
-    fields.insert("target_modules", if modules.is_empty() { json!(NO_TARGETS) } else { json!(sorted(&modules)) });
+    let (parameters, wrapped): (Vec<_>, Vec<_>) =
+        adapter.targets().iter().zip(&modules).partition(|(target, _)| packed::is_parameter(adapter, target));
+    let names = |of: &[(&Target, &&str)]| -> BTreeSet<String> { of.iter().map(|(_, name)| (**name).to_owned()).collect() };
+    let nothing = parameters.is_empty() && wrapped.is_empty();
+    fields.insert("target_modules", if nothing { json!(NO_TARGETS) } else { json!(names(&wrapped)) });
+    if !parameters.is_empty() {
+        fields.insert("target_parameters", json!(names(&parameters)));
+        // Which of two layouts a stack of squares has, the version tells.
+        let version = origin.as_ref().and_then(|origin| origin.get("peft_version")).cloned();
+        fields.insert("peft_version", version.unwrap_or(json!("0.19.1")));
+    }
     let tokens: BTreeMap<&str, &Vec<u64>> =
         adapter.rows().iter().map(|r| (r.tensor.strip_suffix(".weight").unwrap_or(&r.tensor), &r.rows)).collect();
     if !tokens.is_empty() {
@@ -215,12 +232,6 @@ fn pattern<V: PartialEq + Copy>(modules: &[&str], values: &[V], default: V, valu
 pub(super) fn number(alpha: f64) -> Value {
     // 2^53: beyond it not every whole number is a double.
     if alpha.fract() == 0.0 && alpha.abs() < 9_007_199_254_740_992.0 { json!(alpha as i64) } else { json!(alpha) }
-}
-
-fn sorted<'a>(modules: &[&'a str]) -> Vec<&'a str> {
-    let mut sorted = modules.to_vec();
-    sorted.sort_unstable();
-    sorted
 }
 
 /// PEFT has one field for all layers, and corrects it layer by layer from their types.

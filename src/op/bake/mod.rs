@@ -8,7 +8,6 @@ mod measure;
 mod refuse;
 mod scale;
 mod source;
-mod write;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,6 +15,7 @@ use std::sync::Arc;
 
 use super::account::ratio;
 use super::digests::{content, verify};
+use super::plain as plain_file;
 use crate::adapter::{Adapter, AdapterParts, Factor, Scaling, ScalingRule, Target};
 use crate::dialect::peft::plain;
 use crate::error::{Diagnostic, Error, Result};
@@ -65,7 +65,8 @@ pub fn bake(adapter: &Adapter, output: &Path, options: &BakeOptions, progress: &
     progress.expect(baked.factors().map(|factor| factor.info().bytes()).fold(0, u64::saturating_add));
     let staging = Staging::new(output, OutputKind::Folder, options.overwrite)?;
     let name = "adapter_model.safetensors";
-    let written = write::write(&baked, &staging.create(name)?, &staging.target_of(name), |bytes| {
+    let factors = baked.factors().map(|factor| (factor.name().to_owned(), factor.clone())).collect();
+    let written = plain_file::write(&factors, &staging.create(name)?, &staging.target_of(name), |bytes| {
         progress.advance(bytes);
         go_on()
     })?;

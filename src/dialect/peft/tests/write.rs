@@ -182,9 +182,13 @@ fn the_text_is_ascii() {
 }
 
 #[test]
-fn a_target_that_is_no_weight_of_a_module_is_refused() {
+fn a_bare_parameter_is_named_as_one_and_anything_else_is_refused() {
     let mut bare = target("m.q", scaling(8, 8.0), LINEAR);
     bare.tensor = "m.experts.gate_up_proj".to_owned();
-    let adapter = adapter(vec![bare], &[]);
-    assert_eq!(rules(&config_json(&adapter)), ["P-011"]);
+    let (text, _) = config_json(&adapter(vec![bare.clone(), target("m.q", scaling(8, 8.0), LINEAR)], &[])).unwrap();
+    let config = parse(&text).unwrap();
+    assert_eq!(config.target_parameters, ["m.experts.gate_up_proj"]);
+    assert_eq!(config.target_modules, Selection::Names(vec!["m.q".to_owned()]));
+    bare.kind = Kind::Embedding;
+    assert_eq!(rules(&config_json(&adapter(vec![bare], &[]))), ["P-011"]);
 }

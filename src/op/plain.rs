@@ -1,10 +1,11 @@
 //! A plain safetensors file: the tensors in the canonical order, and no metadata but `format`. The header is written last, so that a
 //! file that was cut short has a length of 0 and is none.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
 
-use crate::adapter::{Adapter, Factor};
+use crate::adapter::Factor;
 use crate::codec::safetensors::Layout;
 use crate::error::{Error, Result};
 use crate::io::{ContentRoot, disk, tensor_digest, write_error};
@@ -20,20 +21,19 @@ pub(super) struct Written {
     pub(super) content: String,
 }
 
-/// Writes every factor of `adapter` under its name into the empty file `out`, of which `out_path` is the name in messages. `advance`
+/// Writes every one of `factors` under its name into the empty file `out`, of which `out_path` is the name in messages. `advance`
 /// is called with the number of bytes of each piece that was written, and may end it.
 ///
 /// # Errors
 /// `C-003`, `C-019`, `C-021` if the header would be over a limit; `E-001`, `E-004` while reading, `E-002` while writing; the first of
 /// `advance`.
 pub(super) fn write(
-    adapter: &Adapter,
+    factors: &BTreeMap<String, Factor>,
     out: &File,
     out_path: &Path,
     mut advance: impl FnMut(u64) -> Result<()>,
 ) -> Result<Written> {
-    let mut factors: Vec<&Factor> = adapter.factors().collect();
-    let mut tensors: Vec<(&str, &TensorInfo)> = factors.iter().map(|factor| (factor.name(), factor.info())).collect();
+    let mut tensors: Vec<(&str, &TensorInfo)> = factors.iter().map(|(name, factor)| (name.as_str(), factor.info())).collect();
     Layout::canonical_order(&mut tensors);
     check_limits(&tensors, out_path)?;
     let layout = Layout::new(&[("format".to_owned(), "pt".to_owned())], &tensors);
@@ -41,11 +41,9 @@ pub(super) fn write(
         let message = format!("the header would have {} bytes, over the limit", layout.head.len() - 8);
         return Err(Error::new(rules::HEADER_LIMIT, message).file(out_path));
     }
-    factors.sort_by_key(|factor| factor.name());
     let mut root = ContentRoot::default();
     for ((name, info), position) in tensors.iter().zip(&layout.offsets) {
-        let Ok(index) = factors.binary_search_by_key(name, |factor| factor.name()) else { continue };
-        let Some(factor) = factors.get(index) else { continue };
+        let Some(factor) = factors.get(*name) else { continue };
         let mut hash = tensor_digest(info);
         pieces(info.bytes(), |offset, piece| {
             factor.read(offset, piece)?;

@@ -30,6 +30,8 @@ pub struct ModelConfig {
     pub tie_word_embeddings: Option<bool>,
     /// `quant_method` of `quantization_config`; `unnamed` if there is a config without one.
     pub quantization: Option<String>,
+    /// `weight_block_size` of `quantization_config`: rows and columns of a weight that share a scale.
+    pub weight_block: Option<(u64, u64)>,
     /// `hidden_size` or the model type's own word for it.
     pub hidden_size: Option<u64>,
     /// `vocab_size`.
@@ -99,6 +101,7 @@ impl ModelConfig {
             text_model_type: inner.get("model_type"),
             architectures: top.get("architectures").unwrap_or_default(),
             tie_word_embeddings: top.get("tie_word_embeddings").or_else(|| inner.get("tie_word_embeddings")),
+            weight_block: quantization.as_ref().and_then(|q| q.get("weight_block_size")),
             quantization: quantization.map(|q| q.get("quant_method").unwrap_or_else(|| "unnamed".to_owned())),
             hidden_size: either(&["hidden_size", "n_embd", "d_model"]),
             vocab_size: either(&["vocab_size"]),

@@ -7,9 +7,10 @@ use std::path::Path;
 use sha2::{Digest, Sha256};
 
 use super::load::{Slice, block, coordinates, float_of, left, nonfinite, right};
+use super::quantised;
 use super::run::ExecOptions;
 use super::scaled;
-use super::tasks::size_of_value;
+use super::tasks::{rank, size_of_value, tiles};
 use crate::error::{Error, Result};
 use crate::kernel::{self, Dice, Float, Isa, Part, Step, Sums, Tile, Value, update_tile};
 use crate::plan::{Change, Contribution, Origin, Panel, Plan, Rounding};
@@ -71,6 +72,7 @@ pub(super) struct Scratch {
     single: Rights<f32>,
     double: Rights<f64>,
     pub(super) scaled: scaled::Buffers,
+    pub(super) quantised: quantised::Buffers,
     shared: Shared,
 }
 
@@ -113,7 +115,10 @@ impl<V> Default for Rights<V> {
 pub(super) fn rows_cols(change: &Change<'_>) -> (u64, u64) {
     match change.contributions.first() {
         Some(contribution) if change.info.shape.dims().len() > 1 => change.info.shape.split(contribution.lead),
-        _ => (1, change.info.shape.elements()),
+        _ => match change.quantised.as_ref().filter(|_| change.is_of_scales()) {
+            Some(how) => how.grid(),
+            None => (1, change.info.shape.elements()),
+        },
     }
 }
 
@@ -127,26 +132,16 @@ pub(super) fn in_slice(change: &Change<'_>, rows: &Range<u64>) -> (Slice, Range<
 
 /// The whole result of one change, in memory, for programs that want a single tensor.
 pub(crate) fn compute(ground: &dyn Ground, change: &Change<'_>, options: &ExecOptions) -> Result<(Vec<u8>, Sums)> {
-    let (rows, cols) = rows_cols(change);
     let isa = if options.portable { Isa::Portable } else { Isa::best() };
     let mut scratch = Scratch::default();
     let (mut bytes, mut sums) = (Vec::new(), Sums::default());
-    let rank: u64 = change.contributions.iter().map(|c| c.rank).sum();
-    let high = (options.tile_bytes as u64 / (8 * cols.max(rank).max(1))).max(1);
-    let mut row = 0;
-    while row < rows {
-        let end = rows.min(row + high).min((row / change.slice_rows() + 1) * change.slice_rows());
+    for (rows, cols) in tiles(change, rank(change), options.tile_bytes.max(64) as u64, true) {
+        let count = (rows.end - rows.start) * (cols.end - cols.start) * size_of_value(change);
         let first = bytes.len();
-        bytes.resize(first + size_of_rows(change, end - row), 0);
-        sums.add(&compute_block(ground, isa, change, row..end, 0..cols, &mut scratch, &mut bytes[first..])?);
-        row = end;
+        bytes.resize(first + count as usize, 0);
+        sums.add(&compute_block(ground, isa, change, rows, cols, &mut scratch, &mut bytes[first..])?);
     }
     Ok((bytes, sums))
-}
-
-/// Bytes of so many rows of the result.
-fn size_of_rows(change: &Change<'_>, rows: u64) -> usize {
-    (rows * rows_cols(change).1 * size_of_value(change)) as usize
 }
 
 /// Computes one block into `out`, which has its length.
@@ -182,6 +177,9 @@ pub(super) fn compute_values(
     scratch: &mut Scratch,
     out: &mut [u8],
 ) -> Result<Sums> {
+    if let Some(how) = &change.quantised {
+        return quantised::compute(ground, isa, change, how, (&rows, &cols), scratch, out);
+    }
     let (_, total) = rows_cols(change);
     let count = ((rows.end - rows.start) * (cols.end - cols.start)) as usize;
     let to = float_of(change.info.dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
@@ -366,6 +364,11 @@ pub(super) fn widened_origin(
     cols: &Range<u64>,
     scratch: &mut Scratch,
 ) -> Result<()> {
+    if let Some(how) = &change.quantised {
+        let read = |shard: usize, at: u64, buf: &mut [u8]| ground.read(shard, at, buf);
+        let mut scales = Vec::new();
+        return quantised::origin(change, how, (rows, cols), read, &mut scratch.raw, (&mut scales, &mut scratch.wide));
+    }
     let stored = read_origin(ground, change, rows, cols, rows_cols(change).1, scratch)?;
     scratch.wide.resize(scratch.base.len() / stored.size(), 0.0);
     stored.widen(&scratch.base, &mut scratch.wide);

@@ -3,11 +3,12 @@
 use std::num::NonZeroUsize;
 
 use super::block::is_widened;
+use super::quantised::STRIP;
 use super::run::ExecOptions;
 use super::tasks::{rank, size_of_value, tiles};
 use crate::error::{Error, Result};
 use crate::io::most_threads;
-use crate::plan::{Change, Plan};
+use crate::plan::{Change, Plan, Quantised, Role};
 use crate::rules;
 
 /// Threads beyond this only cost.
@@ -40,6 +41,9 @@ pub(crate) fn memory(plans: &[&Plan<'_>], options: &ExecOptions, needs: Needs) -
     let of = |plan: &Plan<'_>, change: &Change<'_>| {
         let Some((rows, cols)) = tiles(change, rank(change), tile, needs.whole_rows).into_iter().next() else { return 0 };
         let (rows, cols) = (rows.end - rows.start, cols.end - cols.start);
+        if let Some(how) = &change.quantised {
+            return of_quantised(change, how, rows, cols);
+        }
         let panels: u64 = change.contributions.iter().map(|c| 3 * 8 * c.rank * (rows + cols)).sum();
         // As stored, which is 8 bytes at most, and twice as F64.
         let base = if is_widened(plan, change) { 24 } else { size_of_value(change) };
@@ -49,6 +53,19 @@ pub(crate) fn memory(plans: &[&Plan<'_>], options: &ExecOptions, needs: Needs) -
     };
     let most = plans.iter().flat_map(|plan| plan.changes().map(|change| of(plan, change))).max();
     threads * (most.unwrap_or(0).max(tile) + needs.held)
+}
+
+/// Of each value two codes, W, D and the sum of both, and what a scaled change takes; the panels.
+fn of_quantised(change: &Change<'_>, how: &Quantised<'_>, rows: u64, cols: u64) -> u64 {
+    let (weight, (rows, cols)) = match &how.role {
+        Role::Codes => (change, (rows, cols)),
+        Role::Scales(weight) => (&**weight, (rows * how.block.0, cols * how.block.1)),
+    };
+    let panels: u64 = weight.contributions.iter().map(|c| 3 * 8 * c.rank * (rows + cols)).sum();
+    // For the one scale of a weight, a thread reads all of it in strips.
+    let strip = if how.is_one() { how.shape.1.max(STRIP / 8).min(how.shape.0 * how.shape.1) } else { 0 };
+    let tile = if how.is_one() && change.is_of_scales() { 0 } else { rows * cols };
+    (tile + strip) * (3 + 24 + 40) + panels
 }
 
 /// Tiles are not made smaller than this to save memory: the factors' panels then take more than they do.

@@ -10,14 +10,15 @@ use rayon::prelude::*;
 use super::block::{self, Ground, in_slice, patched, rows_cols};
 use super::load::{float_of, left, right};
 use super::measure::{Figures, Probe};
+use super::quantised::{self, Look};
 use super::run::{ExecOptions, Progress, interrupted};
 use super::scaled;
 use super::spread::{Block, blocks, pieces};
 use crate::checkpoint::Checkpoint;
 use crate::error::Result;
-use crate::kernel::{Float, Isa};
-use crate::plan::{Change, Origin, Plan, Rounding};
-use crate::tensor::TensorSource;
+use crate::kernel::{Float, Isa, float8};
+use crate::plan::{Change, Origin, Plan, Quantised, Rounding};
+use crate::tensor::{Dtype, TensorSource};
 
 /// Values of one block: W, D and M take 8 bytes each.
 pub(super) const BLOCK: u64 = 1 << 18;
@@ -97,6 +98,9 @@ pub(super) struct Scratch {
     turned: Vec<f64>,
     panels: (Vec<f64>, Vec<f64>),
     own: Vec<u8>,
+    scales: Vec<f64>,
+    /// What is there of a quantised weight, as values.
+    values: Vec<f64>,
 }
 
 /// Runs `work` on as many threads as the options say.
@@ -110,7 +114,11 @@ impl Comparison<'_, '_> {
     /// # Errors
     /// `E-001`, `E-004`, `A-008`, `E-006`.
     pub(crate) fn figures(&self, change: &Change<'_>, stored: Float) -> Result<Figures> {
-        let found: Result<Vec<Figures>> = parts(change, BLOCK, self.share)
+        let parts = match self.quantised(change) {
+            Some(how) if !how.is_one() => parts_of_blocks(change, how, self.share),
+            _ => parts(change, BLOCK, self.share),
+        };
+        let found: Result<Vec<Figures>> = parts
             .into_par_iter()
             .map_init(Scratch::default, |scratch, (rows, cols)| self.figures_of_block(change, stored, rows, cols, scratch))
             .collect();
@@ -130,6 +138,11 @@ impl Comparison<'_, '_> {
         }
         self.load(change, stored, &rows, &cols, scratch)?;
         wanted(self.plan, change, &rows, &cols, scratch)?;
+        if let Some(how) = self.quantised(change) {
+            let figures = self.figures_of_codes(change, how, (&rows, &cols), scratch)?;
+            self.progress.advance(figures.bytes);
+            return Ok(figures);
+        }
         let mut figures = Figures::of(stored, &scratch.base, &scratch.delta, &scratch.merged);
         figures.as_base = match (&change.origin, plan_info(self.plan, change)) {
             (Origin::Base { .. }, _) => figures.as_origin,
@@ -144,6 +157,38 @@ impl Comparison<'_, '_> {
         };
         self.progress.advance(scratch.merged.len() as u64);
         Ok(figures)
+    }
+
+    /// How a weight is quantised, if it is in both checkpoints.
+    fn quantised<'c>(&self, change: &'c Change<'_>) -> Option<&'c Quantised<'c>> {
+        change.quantised.as_ref().filter(|_| self.merged.info(&change.name).is_some_and(|info| info.dtype == Dtype::F8_E4M3))
+    }
+
+    /// The figures of whole blocks of a quantised weight, by what the codes and scales mean.
+    fn figures_of_codes(
+        &self,
+        change: &Change<'_>,
+        how: &Quantised<'_>,
+        (rows, cols): (&Range<u64>, &Range<u64>),
+        scratch: &mut Scratch,
+    ) -> Result<Figures> {
+        let one = if how.is_one() { Some(quantised::only_scale(self.plan, Isa::Portable, change, how)?) } else { None };
+        let (base, delta) = (&scratch.base, &scratch.delta);
+        let sums: Vec<f64> = base.iter().zip(delta).map(|(w, d)| if *d == 0.0 { *w } else { w + d }).collect();
+        let (mut correct, mut steps) = (base.clone(), vec![0.0; base.len()]);
+        for (old, lines) in scratch.scales.iter().zip(quantised::blocks(how, rows, cols)) {
+            let scale = match one {
+                Some(scale) => scale,
+                None => Look::default().at(base, delta, &sums, &lines).scale(&change.name, quantised::format(how), *old)?,
+            };
+            for i in lines.into_iter().flatten() {
+                if !scale.kept && base[i].is_finite() {
+                    correct[i] = float8::widen(quantised::quantise(sums[i], scale.value)) * scale.value;
+                }
+                steps[i] = scale.value.abs();
+            }
+        }
+        Ok(Figures::of_codes(&scratch.base, &scratch.delta, &correct, &scratch.values, &steps))
     }
 
     /// Is every value of a changed tensor the one that this rounding gives?
@@ -207,6 +252,15 @@ impl Comparison<'_, '_> {
         scratch: &mut Scratch,
     ) -> Result<()> {
         let (_, total) = rows_cols(change);
+        if let Some(how) = self.quantised(change) {
+            let Scratch { raw, values, scales, merged, .. } = scratch;
+            let codes = |at: u64, buf: &mut [u8]| self.merged.read(&change.name, at, buf);
+            let of_scales = |at: u64, buf: &mut [u8]| self.merged.read(&how.scales, at, buf);
+            quantised::dequantise(how, (rows, cols), codes, of_scales, raw, (scales, values))?;
+            merged.resize(8 * values.len(), 0);
+            Float::F64.narrow(values, merged);
+            return load_origin(self.plan, change, rows, cols, scratch);
+        }
         load_origin(self.plan, change, rows, cols, scratch)?;
         read_block(total, rows, cols, stored.size(), &mut scratch.merged, |at, buf| self.merged.read(&change.name, at, buf))
     }
@@ -294,6 +348,18 @@ pub(super) fn parts(change: &Change<'_>, values: u64, share: f64) -> Vec<Block> 
     blocks(rows, cols, rank(change), values, share).into_iter().flat_map(cut).collect()
 }
 
+/// The parts of a quantised weight that are looked at: whole blocks of it.
+fn parts_of_blocks(change: &Change<'_>, how: &Quantised<'_>, share: f64) -> Vec<Block> {
+    let ((rows, cols), (high, wide)) = (how.shape, how.block);
+    let beside = (BLOCK / (high * wide)).min(4 * BLOCK / (rank(change) * wide)).max(1);
+    let step = if change.needs_whole_rows() { cols } else { beside * wide };
+    let lines = pieces(how.grid().0, 1, 1, share).into_iter().flatten();
+    let across = |line: u64| {
+        (0..cols.div_ceil(step)).map(move |j| (line * high..rows.min((line + 1) * high), j * step..cols.min((j + 1) * step)))
+    };
+    lines.flat_map(across).collect()
+}
+
 /// Reads a block of what a change starts from into `scratch.base`, widened.
 pub(super) fn load_origin(
     plan: &Plan<'_>,
@@ -303,6 +369,11 @@ pub(super) fn load_origin(
     scratch: &mut Scratch,
 ) -> Result<()> {
     let (_, total) = rows_cols(change);
+    if let Some(how) = &change.quantised {
+        let Scratch { raw, base, scales, .. } = scratch;
+        let read = |shard: usize, at: u64, buf: &mut [u8]| plan.base.shards()[shard].file.read_bytes(at, buf);
+        return quantised::origin(change, how, (rows, cols), read, raw, (scales, base));
+    }
     let info = match &change.origin {
         Origin::Base { info, .. } => info,
         Origin::Adapter(factor) => factor.info(),

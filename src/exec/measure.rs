@@ -2,7 +2,7 @@
 //! merge holds, M what is there. Sums are taken around M − W − D, which is small where the merge is right, so that they stay exact
 //! where it matters.
 
-use crate::kernel::Float;
+use crate::kernel::{Float, float8};
 
 /// Sums and counts over values of one tensor; those of two blocks add up.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -83,6 +83,45 @@ impl Figures {
         sums
     }
 
+    /// Compares a block of a quantised weight: W, D, C and M as values, and the scale of the codes of C. A unit in the last place is the distance
+    /// of codes there, times the scale.
+    pub(super) fn of_codes(base: &[f64], delta: &[f64], correct: &[f64], merged: &[f64], scales: &[f64]) -> Figures {
+        let mut sums = Figures { values: base.len() as u64, bytes: merged.len() as u64, ..Default::default() };
+        let peak = delta.iter().fold(0.0, |peak: f64, d| peak.max(d.abs()));
+        for i in 0..base.len() {
+            let (w, d, c, m, scale) = (base[i], delta[i], correct[i], merged[i], scales[i]);
+            sums.as_origin += u64::from(m == w || (m.is_nan() && w.is_nan()));
+            let unit = |x: f64| if scale > 0.0 { float8::unit(x / scale) * scale } else { f64::MIN_POSITIVE };
+            let steps = match (m.is_finite(), c.is_finite()) {
+                _ if m == c || (m.is_nan() && c.is_nan()) => 0,
+                // A whole one for each that was begun: the codes of another scale lie between those of this one.
+                (true, true) => ((m - c).abs() / unit(c.abs())).ceil() as u64,
+                _ => u64::MAX,
+            };
+            sums.ulps[bucket(steps)] += 1;
+            sums.nonfinite += u64::from(!m.is_finite());
+            if m.is_finite() && c.is_finite() && w.is_finite() {
+                sums.finite(w, d, c, m);
+                if steps > 0 {
+                    let apart = (m - c).abs();
+                    sums.farthest = sums.farthest.max(apart);
+                    sums.worst = sums.worst.max(apart / unit(w.abs().max(peak).max(c.abs())));
+                }
+            } else if steps > 0 {
+                (sums.worst, sums.farthest) = (f64::INFINITY, f64::INFINITY);
+            }
+        }
+        sums.as_base = sums.as_origin;
+        sums
+    }
+
+    fn finite(&mut self, w: f64, d: f64, c: f64, m: f64) {
+        self.base += w * w;
+        self.delta += d * d;
+        self.found.add((m - w) - d, d);
+        self.correct.add((c - w) - d, d);
+    }
+
     /// Takes in values that are all the correct ones, as they mostly are. False, with nothing done, if some are not finite.
     fn add_correct(&mut self, w: &[f64], d: &[f64], c: &[f64]) -> bool {
         // Sums in lanes, which the compiler turns into vectors. Anything that is not finite shows in one of them.
@@ -127,10 +166,7 @@ impl Figures {
             }
             return;
         }
-        self.base += w * w;
-        self.delta += d * d;
-        self.found.add((m - w) - d, d);
-        self.correct.add((c - w) - d, d);
+        self.finite(w, d, c, m);
         if steps > 0 {
             let apart = (m - c).abs();
             self.farthest = self.farthest.max(apart);

@@ -10,6 +10,7 @@ mod load;
 mod measure;
 mod pool;
 mod prove;
+mod quantised;
 mod recipe;
 mod restore;
 mod roll;

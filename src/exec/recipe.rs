@@ -188,7 +188,7 @@ impl ChangeRecord {
         let contributions: Option<Vec<_>> = record.parts.iter().map(part).collect();
         let (name, begin, contributions) = (record.tensor.clone(), record.begin, contributions?);
         let (patches, norms) = (Vec::new(), Norms::default());
-        Some((record.file, Change { name, info, begin, origin, contributions, added: false, patches, norms }))
+        Some((record.file, Change { name, info, begin, origin, contributions, added: false, patches, norms, quantised: None }))
     }
 
     /// `None` if the change does not fit its factors.

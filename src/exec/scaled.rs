@@ -20,8 +20,8 @@ pub(super) struct Buffers {
     right: Vec<f64>,
     zeros: Vec<u8>,
     product: Vec<u8>,
-    delta: Vec<f64>,
-    sum: Vec<f64>,
+    pub(super) delta: Vec<f64>,
+    pub(super) sum: Vec<f64>,
 }
 
 /// Bytes of values, in f64, that are read at a time for the norms of columns.
@@ -41,6 +41,23 @@ pub(super) fn compute(
     out: &mut [u8],
 ) -> Result<Sums> {
     let Scratch { wide: base, scaled: buffers, .. } = scratch;
+    sums(ground, isa, change, (rows, cols), base, buffers)?;
+    let to = float_of(change.info.dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
+    Ok(place(to, base, &buffers.sum, ground.keep_nonfinite(), out))
+}
+
+/// The sums of a block of a scaled change that are to be rounded, into `buffers.sum`.
+///
+/// # Errors
+/// As [`compute`].
+pub(super) fn sums(
+    ground: &dyn Ground,
+    isa: Isa,
+    change: &Change<'_>,
+    (rows, cols): (&Range<u64>, &Range<u64>),
+    base: &[f64],
+    buffers: &mut Buffers,
+) -> Result<()> {
     let width = (cols.end - cols.start) as usize;
     let mut sum = std::mem::take(&mut buffers.sum);
     sum.clear();
@@ -56,14 +73,15 @@ pub(super) fn compute(
             multiply(&mut sum, gain.along, &by, width);
         }
     }
-    let to = float_of(change.info.dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
-    let sums = place(to, base, &sum, ground.keep_nonfinite(), out);
     buffers.sum = sum;
-    Ok(sums)
+    Ok(())
 }
 
 /// A block of what one adapter adds, into `buffers.delta`, with the bits of an unscaled merge.
-fn product(
+///
+/// # Errors
+/// `A-008`, `E-001`, `E-004`.
+pub(super) fn product(
     isa: Isa,
     change: &Change<'_>,
     contribution: &Contribution,

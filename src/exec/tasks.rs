@@ -8,7 +8,7 @@ use std::ops::Range;
 use super::block::rows_cols;
 use super::run::Output;
 use crate::checkpoint::Checkpoint;
-use crate::plan::{Change, CopyRange, Origin, OutTensor, Plan};
+use crate::plan::{Change, CopyRange, Origin, OutTensor, Plan, Quantised, Role};
 
 /// What one task does.
 pub(super) enum Work<'p, 'a> {
@@ -167,14 +167,41 @@ fn ranks<'p>(plans: &[&'p Plan<'_>]) -> HashMap<&'p str, u64> {
 
 /// Of all adapters together.
 pub(super) fn rank(change: &Change<'_>) -> u64 {
+    if let Some(Quantised { role: Role::Scales(weight), .. }) = &change.quantised {
+        return rank(weight);
+    }
     change.contributions.iter().map(|c| c.rank).sum::<u64>().max(1)
 }
 
 /// Splits a change into blocks as if it had this rank. With `whole_rows` the blocks are consecutive in the file.
 pub(super) fn tiles(change: &Change<'_>, rank: u64, tile_bytes: u64, whole_rows: bool) -> Vec<(Range<u64>, Range<u64>)> {
+    if let Some(how) = change.quantised.as_ref().filter(|how| !how.is_one()) {
+        return tiles_of_blocks(change, how, rank, tile_bytes, whole_rows);
+    }
     let (rows, cols) = rows_cols(change);
     let widest = if whole_rows && rows > 1 { cols } else { least(change) };
     split(change, rank, tile_bytes, widest, 0..rows, 0..cols)
+}
+
+/// Splits the codes of a weight where its blocks end, as many side by side as a tile has values in f64, and its scales likewise.
+fn tiles_of_blocks(
+    change: &Change<'_>,
+    how: &Quantised<'_>,
+    rank: u64,
+    tile_bytes: u64,
+    whole_rows: bool,
+) -> Vec<(Range<u64>, Range<u64>)> {
+    let (rows, cols) = rows_cols(change);
+    let ((high, wide), weight) = match &how.role {
+        Role::Codes => (how.block, change),
+        Role::Scales(weight) => ((1, 1), &**weight),
+    };
+    let values = tile_bytes / 8;
+    let beside = (values / (how.block.0 * how.block.1)).min(4 * values / (rank * how.block.1)).max(1);
+    let wide = if whole_rows || weight.needs_whole_rows() { cols } else { beside * wide };
+    let lines = (0..rows.div_ceil(high)).map(|i| i * high..rows.min((i + 1) * high));
+    let parts = |rows: Range<u64>| (0..cols.div_ceil(wide)).map(move |j| (rows.clone(), j * wide..cols.min((j + 1) * wide)));
+    lines.flat_map(parts).collect()
 }
 
 /// Splits a part of a change into blocks.
@@ -203,7 +230,8 @@ fn split(
     cols: Range<u64>,
 ) -> Vec<(Range<u64>, Range<u64>)> {
     let per_value = 8 * rank;
-    let size = size_of_value(change);
+    // Codes are computed in f64.
+    let size = if change.quantised.is_some() { 8 } else { size_of_value(change) };
     let wide =
         (4 * tile_bytes / per_value).min((4 * tile_bytes / size).max(1)).max(least).clamp(1, (cols.end - cols.start).max(1));
     let high = (tile_bytes / (wide * size)).min(tile_bytes / per_value).clamp(1, (rows.end - rows.start).max(1));
@@ -250,7 +278,7 @@ mod tests {
         }];
         let origin = Origin::Base { shard: 0, begin: 0, info: info.clone() };
         let (name, patches, norms) = ("w".to_owned(), Vec::new(), Norms::default());
-        Change { name, info, begin: 0, origin, contributions, added: false, patches, norms }
+        Change { name, info, begin: 0, origin, contributions, added: false, patches, norms, quantised: None }
     }
 
     /// R11 of the catalogue: nothing is counted in 32 bits, and a block is small whichever side is long.

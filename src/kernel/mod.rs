@@ -1,4 +1,5 @@
-//! The arithmetic: slices in, slices out. No files, no names, no dtype beyond the four floats.
+//! The arithmetic: slices in, slices out. No files, no names, no dtype beyond the four floats, and
+//! the codes of [`float8`].
 //!
 //! Everything is computed in f64 in a fixed order and rounded once, to nearest even, straight to the format of the weight. A
 //! product of two f32 values is exact in f64 (24 + 24 significant bits of 53), so multiply-then-add and fused multiply-add give
@@ -12,6 +13,7 @@
 
 mod dispatch;
 mod float;
+pub(crate) mod float8;
 mod gram;
 mod half;
 mod magnitude;

@@ -204,12 +204,13 @@ fn distinct(adapter: &Adapter) -> u64 {
 /// Nothing but the dtype changes.
 fn is_conversion(change: &Change<'_>) -> bool {
     let as_it_was = change.contributions.is_empty() && change.patches.is_empty();
-    !change.added && as_it_was && matches!(change.origin, Origin::Base { .. })
+    !change.added && as_it_was && change.quantised.is_none() && matches!(change.origin, Origin::Base { .. })
 }
 
 fn tensor_report(change: &Change<'_>, file: &str) -> TensorReport {
     let replaced = matches!(change.origin, Origin::Adapter(_));
     let action = match (replaced, change.contributions.is_empty()) {
+        _ if change.is_of_scales() => "requantise",
         (false, true) if !change.patches.is_empty() => "replace rows",
         (false, false) if change.contributions.iter().all(|c| c.rank == 0) => "rescale",
         (false, false) => "update",
@@ -236,6 +237,7 @@ fn tensor_report(change: &Change<'_>, file: &str) -> TensorReport {
         changed: None,
         changed_if_narrowed: None,
         elements: change.info.shape.elements(),
+        block: change.quantised.as_ref().map(|how| [how.block.0, how.block.1]),
     }
 }
 

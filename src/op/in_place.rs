@@ -192,6 +192,11 @@ fn refuse_moves(plan: &Plan<'_>) -> Result<()> {
             );
             problems.push(Diagnostic::new(rules::IN_PLACE, message).tensor(&change.name).file(plan.base.path()).help(elsewhere));
         }
+        if change.quantised.is_some() {
+            let message =
+                format!("{:?} is quantised: what a code becomes depends on all of its block, and on the scale", change.name);
+            problems.push(Diagnostic::new(rules::IN_PLACE, message).tensor(&change.name).file(plan.base.path()).help(elsewhere));
+        }
         let size = change.info.bytes().checked_div(change.info.shape.elements()).unwrap_or(1).max(1);
         if !change.begin.is_multiple_of(size) {
             let message = format!("{:?} is not aligned to its values, so that a power cut could tear one of them", change.name);

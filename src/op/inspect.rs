@@ -144,6 +144,7 @@ pub fn inspect_checkpoint(base: &Checkpoint, options: &InspectOptions) -> Checkp
         dtypes,
         tied: tied(base),
         quantization: base.config().quantization.clone(),
+        quantization_block: base.config().weight_block.map(|(rows, cols)| [rows, cols]),
         structure: base.structure_root(),
         listing: options.listing.then(|| infos().map(listed).collect()),
         warnings: base.warnings().iter().map(Note::from).collect(),

@@ -9,7 +9,8 @@ use super::verdict::{Applied, Gains, Judgement, Said, explains, judge, scaled, t
 use crate::adapter::Scaling;
 use crate::error::Result;
 use crate::exec::{Alternative, Comparison, Figures, Lay, float_of};
-use crate::plan::{Change, Rounding, Weighted};
+use crate::kernel::Float;
+use crate::plan::{Change, Quantised, Rounding, Weighted};
 use crate::report::{Ulps, Verdict, VerifiedTensor};
 use crate::tensor::{TensorInfo, TensorSource, is_plain_float};
 
@@ -38,7 +39,7 @@ impl<'p, 'a> Judge<'p, 'a> {
         Judge { comparison, scalings: scalings(adapters), adapters }
     }
 
-    /// Every changed tensor that can be compared: there, in its shape, and a plain float.
+    /// Every changed tensor that can be compared: there, in its shape, and a plain float, or codes with scales as the base has them.
     ///
     /// # Errors
     /// As [`Comparison::figures`].
@@ -48,14 +49,22 @@ impl<'p, 'a> Judge<'p, 'a> {
             .iter()
             .filter_map(|change| {
                 let info = self.comparison.merged.info(&change.name)?;
-                (info.shape == change.info.shape && is_plain_float(info.dtype)).then_some((*change, info))
+                let is_known = is_plain_float(info.dtype) || self.is_quantised(change, info);
+                (info.shape == change.info.shape && is_known && !change.is_of_scales()).then_some((*change, info))
             })
             .collect();
         comparable.par_iter().map(|(change, info)| self.one(change, info, &changes)).collect()
     }
 
+    /// Is the tensor stored as codes in both checkpoints, with scales of one form? They are compared together.
+    fn is_quantised(&self, change: &Change<'_>, info: &TensorInfo) -> bool {
+        let scales = |how: &Quantised<'_>| self.comparison.merged.info(&how.scales) == Some(&how.info);
+        info.dtype == change.info.dtype && change.quantised.as_ref().is_some_and(scales)
+    }
+
     fn one(&self, change: &Change<'_>, info: &TensorInfo, all: &[&Change<'_>]) -> Result<(VerifiedTensor, Figures)> {
-        let stored = float_of(info.dtype).unwrap_or_else(|| unreachable!("only plain floats are compared"));
+        // Codes are compared by the values that they mean with their scales.
+        let stored = float_of(info.dtype).unwrap_or(Float::F64);
         let figures = self.comparison.figures(change, stored)?;
         let gains = Gains::of(&figures);
         let rounding = gains.map_or(0.0, |gains| gains.rounding);
@@ -71,7 +80,9 @@ impl<'p, 'a> Judge<'p, 'a> {
             Judgement::Scaled(gain, names) => {
                 let again = Alternative { update: change, lay: Lay::AsIs, factor: 2.0 };
                 let probes = self.comparison.probe(change, stored, &[again])?;
-                let (in_two, at_once) = probes.first().map_or((0, 0), |probe| (probe.in_two, probe.at_once));
+                let counts = probes.first().map_or((0, 0), |probe| (probe.in_two, probe.at_once));
+                // Codes do not tell how often something was rounded: each time they get another scale.
+                let (in_two, at_once) = if change.quantised.is_some() { (1, 0) } else { counts };
                 (scaled(gain, names, in_two, at_once), None)
             }
             Judgement::Search(said) => {
@@ -112,7 +123,7 @@ impl<'p, 'a> Judge<'p, 'a> {
 
     /// Is the tensor, bit for bit, what PEFT writes? Rounding after each adapter can leave another share of small updates than rounding once.
     fn is_peft(&self, change: &Change<'_>, info: &TensorInfo) -> Result<bool> {
-        if *info != change.info || change.contributions.is_empty() || change.is_scaled() {
+        if *info != change.info || change.contributions.is_empty() || change.is_scaled() || change.quantised.is_some() {
             return Ok(false);
         }
         Ok(self.comparison.is_rounded(change, Rounding::Peft)? || self.comparison.is_rounded(change, Rounding::PeftSafe)?)

@@ -98,6 +98,10 @@ fn told(change: &Change<'_>) -> String {
         let gain = gain.as_ref().map(|gain| (gain.by.name(), gain.along, gain.over));
         text.push_str(&format!("{adapter} {left:?} {right:?} {rank} {} {lead} {gain:?} {rounded_apart}\n", scale.to_bits()));
     }
+    if let Some(how) = &change.quantised {
+        let role = if change.is_of_scales() { "scales" } else { "codes" };
+        text.push_str(&format!("{role} {:?} {:?} {} {} {:?}\n", how.block, how.scales, how.shard, how.begin, how.info));
+    }
     for patch in &change.patches {
         text.push_str(&format!("{} {:?} {}\n", patch.row, patch.with.name(), patch.index));
     }

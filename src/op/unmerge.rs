@@ -8,10 +8,11 @@ use super::lineage::Merged;
 use super::merge::{MergeOptions, merge_as};
 use crate::adapter::{Adapter, AdapterParts, Replacement};
 use crate::checkpoint::Checkpoint;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exec::{self, Progress, Restored, UndoLog, on_threads};
 use crate::plan::{Plan, Weighted};
 use crate::report::{MergeReport, UnmergeReport};
+use crate::rules;
 
 /// Puts back what the undo log `log` of a merge in place holds: into the files of `merged` if `output` is `None`, else into a copy.
 /// The tensors are then the bytes from before the merge.
@@ -53,7 +54,7 @@ pub fn unmerge_by_log(
 /// what they were, and bounds the error of the others, if the merge was one that rounds once to the nearest.
 ///
 /// # Errors
-/// `A-010` if the merge put a full tensor in the place of another, which subtracting does not bring back; otherwise as
+/// `A-025` if a weight is quantised; `A-010` if the merge put a full tensor in the place of another, which subtracting does not bring back; otherwise as
 /// [`merge`](super::merge()) and [`merge_in_place`](super::merge_in_place).
 pub fn unmerge_by_subtraction(
     merged: &Checkpoint,
@@ -64,6 +65,11 @@ pub fn unmerge_by_subtraction(
 ) -> Result<UnmergeReport> {
     let negated: Vec<Weighted<'_>> = adapters.iter().map(|w| Weighted { adapter: w.adapter, weight: -w.weight }).collect();
     let plan = Plan::new(merged, &negated, &options.bind, &options.limits)?;
+    if let Some(change) = plan.changes().find(|change| change.quantised.is_some()) {
+        let message = format!("{:?} is quantised, and the scales that it had before the merge are not known", change.name);
+        let error = Error::new(rules::BASE_DTYPE, message).file(merged.path()).tensor(&change.name);
+        return Err(error.help("use the base that it was merged into"));
+    }
     let restored = on_threads(&options.exec, || exec::restored(&plan, progress))?;
     drop(plan);
     Ok(report(carry_out(merged, &negated, None, output, options, progress)?, "subtraction", restored))

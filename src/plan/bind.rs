@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::fused::{self, Gathered, Stacked};
 use super::options::{BindOptions, Weighted};
+use super::quantised::{self, UNPACKED_BASE, packed_dtype};
 use super::rename::{self, Renaming};
 use super::shape;
 use super::shape::{
@@ -382,8 +383,8 @@ impl<'a> Binder<'a, '_> {
     fn bind_part(&mut self, target: &Target, scale: f64, tensors: &[String]) {
         let Some(info) = self.base.info(&target.tensor).cloned() else { return };
         let name = target.tensor.clone();
-        if !is_plain_float(info.dtype) {
-            return self.problems.push(packed_dtype(&name, &info, self.base));
+        if let Err(problem) = quantised::accept(self.base, &name, &info) {
+            return self.problems.push(problem);
         }
         match fit(target, &info.shape, &name, false, self.of_experts()) {
             Ok(fit) => {
@@ -431,8 +432,8 @@ impl<'a> Binder<'a, '_> {
         if let Some(problem) = tied::problem(self.base, &name, self.options.untie) {
             return self.problems.push(problem.tensor(target.a.name()));
         }
-        if !is_plain_float(info.dtype) {
-            return self.problems.push(packed_dtype(&name, &info, self.base));
+        if let Err(problem) = quantised::accept(self.base, &name, &info) {
+            return self.problems.push(problem);
         }
         // A full tensor takes the place of the base's first, so the update has its shape.
         let shape = self.binding.replacements.get(&name).map_or(&info.shape, |with| &with.info().shape);
@@ -476,8 +477,8 @@ impl<'a> Binder<'a, '_> {
         if let Some(problem) = tied::problem(self.base, &name, self.options.untie) {
             return self.problems.push(problem.tensor(by.name()));
         }
-        if !is_plain_float(info.dtype) {
-            return self.problems.push(packed_dtype(&name, &info, self.base));
+        if let Err(problem) = quantised::accept(self.base, &name, &info) {
+            return self.problems.push(problem);
         }
         let model = self.base.config().model_type.as_deref();
         let along = match along(rescaling, &info.shape, model) {
@@ -717,17 +718,10 @@ const PACKED: &[(&str, &str)] = &[
     ("weight.quant_state.bitsandbytes__nf4", "bitsandbytes"),
 ];
 
-const UNPACKED_BASE: &str = "merge into the unquantised base, then quantise the result";
-
 /// The target is not there, but its packed form is.
 fn packed_form(base: &Checkpoint, name: &str) -> Option<Diagnostic> {
     let stem = name.strip_suffix("weight")?;
     let (suffix, scheme) = PACKED.iter().find(|(suffix, _)| base.info(&format!("{stem}{suffix}")).is_some())?;
     let message = format!("the base holds {:?}: it is quantised ({scheme}) and cannot be merged into", format!("{stem}{suffix}"));
     Some(Diagnostic::new(rules::BASE_DTYPE, message).tensor(name).help(UNPACKED_BASE))
-}
-
-fn packed_dtype(name: &str, info: &TensorInfo, base: &Checkpoint) -> Diagnostic {
-    let message = format!("{name:?} is {} in the base: cannot merge into a packed or quantised dtype", info.dtype);
-    Diagnostic::new(rules::BASE_DTYPE, message).file(base.path()).tensor(name).help(UNPACKED_BASE)
 }

@@ -8,6 +8,7 @@ use super::bind::{Binding, Ignored};
 use super::options::{BindOptions, Weighted};
 use super::outline::{self, Outline};
 use super::output::{OutputOptions, Rounding};
+use super::quantised::{self, Quantised, Role};
 use super::rename::Renaming;
 use super::shape::{Along, Contribution, Gain, Over};
 use super::tied;
@@ -16,7 +17,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Diagnostic, Error, Result};
 use crate::limits::Limits;
 use crate::rules;
-use crate::tensor::{Dtype, TensorInfo, TensorSource};
+use crate::tensor::{Dtype, TensorInfo, TensorSource, is_plain_float};
 
 /// Where the values of a tensor come from before anything is added.
 #[derive(Debug, Clone)]
@@ -43,6 +44,8 @@ pub(crate) struct Change<'a> {
     pub(crate) patches: Vec<Patch<'a>>,
     /// Norms of the columns of base plus update, where the values are divided by them.
     pub(crate) norms: Norms,
+    /// It is the codes or the scales of a weight that is stored as both.
+    pub(crate) quantised: Option<Quantised<'a>>,
 }
 
 /// A row that is replaced.
@@ -82,6 +85,11 @@ impl Change<'_> {
     pub(crate) fn needs_whole_rows(&self) -> bool {
         let of_rows = |gain: &Gain| gain.over == Over::Norm && gain.along == Along::Rows;
         self.contributions.iter().any(|contribution| contribution.gain.as_ref().is_some_and(of_rows))
+    }
+
+    /// Is it the scales of a weight?
+    pub(crate) fn is_of_scales(&self) -> bool {
+        matches!(&self.quantised, Some(Quantised { role: Role::Scales(_), .. }))
     }
 
     /// Rows of one slice of a stack; all rows of anything else.
@@ -264,6 +272,13 @@ impl<'a> Plan<'a> {
                 problems.push(Diagnostic::new(rules::SHAPE_FITS, message).tensor(name));
             }
         }
+        let quantised = quantised_weights(base, updates.keys(), &mut problems);
+        for (weight, scales) in quantised.iter().map(|(weight, how)| (weight, &how.scales)) {
+            if updates.contains_key(scales) || replacements.contains_key(scales) || patches.contains_key(scales) {
+                let message = format!("{scales:?} are the scales of {weight:?}, and both are changed");
+                problems.push(Diagnostic::new(rules::TARGETS_UNIQUE, message).tensor(scales));
+            }
+        }
         Error::check(problems)?;
         let mut changed: BTreeSet<String> = updates.keys().chain(replacements.keys()).chain(patches.keys()).cloned().collect();
         if changed.is_empty() {
@@ -280,7 +295,8 @@ impl<'a> Plan<'a> {
             let help = "give the folder of the model as the base, with its config.json";
             return Err(Error::new(rules::TIED_WEIGHTS, message).file(base.path()).help(help));
         }
-        let shards = Outline { base, output, updates, replacements, patches, changed }.shards();
+        changed.extend(quantised.values().map(|how| how.scales.clone()));
+        let shards = Outline { base, output, updates, replacements, patches, quantised, changed }.shards();
         let keep_nonfinite = options.allow_nonfinite_base;
         let plan = Plan { base, shards, untied, keep_nonfinite, output: output.clone(), renamings, ignored, warnings };
         plan.check_replay()?;
@@ -346,6 +362,13 @@ impl<'a> Plan<'a> {
             let message = format!("{:?} is multiplied, or has rows replaced, and is rounded to nearest only", change.name);
             return Err(Error::new(rules::ARGUMENT, message).tensor(&change.name).help("leave out --rounding"));
         }
+        if self.output.rounding != Rounding::Nearest
+            && let Some(change) = self.changes().find(|change| change.quantised.is_some())
+        {
+            let message =
+                format!("{:?} is quantised to {}, and its codes are rounded to nearest only", change.name, Dtype::F8_E4M3);
+            return Err(Error::new(rules::ARGUMENT, message).tensor(&change.name).help("leave out --rounding"));
+        }
         if !matches!(self.output.rounding, Rounding::Peft | Rounding::PeftSafe) {
             return Ok(());
         }
@@ -361,6 +384,28 @@ impl<'a> Plan<'a> {
     }
 }
 
+/// How the weights among the updated tensors that are no plain floats are stored.
+fn quantised_weights<'a, 'n>(
+    base: &Checkpoint,
+    updated: impl Iterator<Item = &'n String>,
+    problems: &mut Vec<Diagnostic>,
+) -> BTreeMap<String, Quantised<'a>> {
+    let mut found = BTreeMap::new();
+    for name in updated {
+        let Some(info) = base.info(name).filter(|info| !is_plain_float(info.dtype)) else { continue };
+        match quantised::of(base, name, info) {
+            Ok(how) => _ = found.insert(name.clone(), how),
+            Err(problem) => problems.push(problem),
+        }
+    }
+    found
+}
+
+/// A float of eight bits.
+fn is_eight_bit(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2 | Dtype::F8_E8M0 | Dtype::F8_E4M3FNUZ | Dtype::F8_E5M2FNUZ)
+}
+
 fn check_output(base: &Checkpoint, output: &OutputOptions) -> Result<()> {
     let refuse = |message: String, help: &str| Err(Error::new(rules::ARGUMENT, message).file(base.path()).help(help));
     match output.dtype {
@@ -371,6 +416,14 @@ fn check_output(base: &Checkpoint, output: &OutputOptions) -> Result<()> {
             if let Some(method) = &base.config().quantization {
                 let message = format!("the base is quantised ({method}): storing it as {dtype} would break what its scales mean");
                 return Err(Error::new(rules::BASE_DTYPE, message).file(base.path()).help("merge into the unquantised base"));
+            }
+            if let Some((name, of)) =
+                base.names().find_map(|name| Some((name, base.info(name)?.dtype)).filter(|(_, of)| is_eight_bit(*of)))
+            {
+                let message =
+                    format!("{name:?} is {of} in the base: storing the floats as {dtype} would break what its scales mean");
+                let error = Error::new(rules::BASE_DTYPE, message).file(base.path()).tensor(name);
+                return Err(error.help("leave out --dtype, or merge into the unquantised base"));
             }
             if matches!(output.rounding, Rounding::Peft | Rounding::PeftSafe) {
                 return refuse("PEFT's rounding is to the base's dtype".to_owned(), "leave out --dtype or --rounding");

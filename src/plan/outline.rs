@@ -2,9 +2,11 @@
 //! keep their places keeps its header, byte for byte; others get a new one, with the tensors in the order of the base.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::layout::{Change, CopyRange, Head, Norms, Origin, OutShard, OutTensor, Patch};
 use super::output::OutputOptions;
+use super::quantised::{self, Quantised, Role};
 use super::shape::Contribution;
 use super::tied;
 use crate::adapter::Factor;
@@ -18,6 +20,8 @@ pub(super) struct Outline<'a, 'o> {
     pub(super) updates: BTreeMap<String, Vec<Contribution>>,
     pub(super) replacements: BTreeMap<String, &'a Factor>,
     pub(super) patches: BTreeMap<String, Vec<Patch<'a>>>,
+    /// By weight.
+    pub(super) quantised: BTreeMap<String, Quantised<'a>>,
     pub(super) changed: BTreeSet<String>,
 }
 
@@ -32,7 +36,7 @@ struct Item {
 }
 
 impl<'a> Outline<'a, '_> {
-    pub(super) fn shards(&mut self) -> Vec<OutShard<'a>> {
+    pub(super) fn shards(&self) -> Vec<OutShard<'a>> {
         let Some(most) = self.output.max_shard_bytes else {
             let files: Vec<_> = (0..self.base.shards().len()).map(|i| (i, self.items(i))).collect();
             return files.into_iter().map(|(i, items)| self.shard(&self.base.shards()[i].file_name, Some(i), items)).collect();
@@ -83,7 +87,7 @@ impl<'a> Outline<'a, '_> {
     }
 
     /// A file of these tensors; `whole` is the base's file that they are all of, and whose header may do.
-    fn shard(&mut self, file_name: &str, whole: Option<usize>, items: Vec<Item>) -> OutShard<'a> {
+    fn shard(&self, file_name: &str, whole: Option<usize>, items: Vec<Item>) -> OutShard<'a> {
         let kept = whole
             .filter(|_| self.base.replication().is_empty())
             .filter(|_| items.iter().all(|item| item.source.is_some() && !item.converted));
@@ -122,7 +126,7 @@ impl<'a> Outline<'a, '_> {
             .unwrap_or_else(|| unreachable!("{name:?} was bound to a replacement or to a tied twin"))
     }
 
-    fn change(&mut self, name: &str, info: &TensorInfo, begin: u64) -> Change<'a> {
+    fn change(&self, name: &str, info: &TensorInfo, begin: u64) -> Change<'a> {
         let of_base = |name: &str| {
             let shard = self.base.locate(name)?;
             let entry = self.base.shards().get(shard)?.file.entry(name)?;
@@ -136,10 +140,20 @@ impl<'a> Outline<'a, '_> {
             None => of_base(name).or_else(|| twin().and_then(of_base)),
         };
         let origin = origin.unwrap_or_else(|| unreachable!("{name:?} was bound to a tensor of the base or a replacement"));
-        let contributions = self.updates.remove(name).unwrap_or_default();
-        let patches = self.patches.remove(name).unwrap_or_default();
+        let contributions = self.updates.get(name).cloned().unwrap_or_default();
+        let patches = self.patches.get(name).cloned().unwrap_or_default();
+        let quantised = self.quantised.get(name).cloned().or_else(|| self.scales(name));
         let (name, info) = (name.to_owned(), info.clone());
-        Change { name, info, begin, origin, contributions, added, patches, norms: Norms::default() }
+        Change { name, info, begin, origin, contributions, added, patches, norms: Norms::default(), quantised }
+    }
+
+    /// The scales of a quantised weight, if that is what the tensor is.
+    fn scales(&self, name: &str) -> Option<Quantised<'a>> {
+        let weight = quantised::weight_of(name)?;
+        let how = self.quantised.get(weight).filter(|how| how.scales == name)?;
+        // Where the codes lie in the output is of no matter here.
+        let of = self.change(weight, self.base.info(weight)?, 0);
+        Some(Quantised { role: Role::Scales(Arc::new(of)), ..how.clone() })
     }
 }
 

@@ -153,6 +153,8 @@ pub struct CheckpointReport {
     pub tied: Option<TiedReport>,
     /// How the weights are quantised, by config.json.
     pub quantization: Option<String>,
+    /// Rows and columns of a weight that share a scale, by config.json.
+    pub quantization_block: Option<[u64; 2]>,
     /// Structure root.
     pub structure: String,
     /// Every tensor, in the order of the files. Only on request.

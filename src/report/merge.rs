@@ -143,7 +143,8 @@ pub struct TensorReport {
     pub converted_from: Option<String>,
     /// Its shape.
     pub shape: Vec<u64>,
-    /// `update`, `replace`, `replace+update`, `untie` (a copy under a second name), or `convert` (the dtype alone changes).
+    /// `update`, `replace`, `replace+update`, `untie` (a copy under a second name), `convert` (the dtype alone changes), or `requantise` (the
+    /// scales of a weight that is updated).
     pub action: &'static str,
     /// The base has no tensor of this name.
     pub added: bool,
@@ -160,6 +161,8 @@ pub struct TensorReport {
     pub changed_if_narrowed: Option<Narrowed>,
     /// Values in the tensor.
     pub elements: u64,
+    /// Of a weight that was quantised again, and of its scales: rows and columns of a block.
+    pub block: Option<[u64; 2]>,
 }
 
 /// Values that differ from the base once both are rounded to a 16-bit format.

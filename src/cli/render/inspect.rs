@@ -241,7 +241,8 @@ fn checkpoint(report: &CheckpointReport) -> String {
         None => line(&mut text, "tied", "no"),
     }
     if let Some(quantization) = &report.quantization {
-        line(&mut text, "quantised", quantization);
+        let blocks = report.quantization_block.map(|[rows, cols]| format!(", in blocks of {rows} x {cols}")).unwrap_or_default();
+        line(&mut text, "quantised", &format!("{quantization}{blocks}"));
     }
     line(&mut text, "structure", &report.structure);
     let rows: Vec<Vec<String>> = report

@@ -171,6 +171,7 @@ fn others(report: &MergeReport) -> String {
             "replace" => "replaced",
             "replace+update" => "replaced, then updated",
             "untie" => "untied",
+            "requantise" => "scales of a weight",
             other => other,
         };
         let added = if tensor.added { ", added" } else { "" };
@@ -200,6 +201,15 @@ fn ignored(report: &MergeReport) -> String {
     if rows.is_empty() { String::new() } else { format!("\n{}", render(&columns, &rows, WIDTH)) }
 }
 
+/// Weights that are stored as codes and scales.
+fn requantised(report: &MergeReport) -> String {
+    let weights: Vec<_> =
+        report.tensors.iter().filter(|tensor| tensor.block.is_some() && tensor.action != "requantise").collect();
+    let Some(first) = weights.first() else { return String::new() };
+    let will = if report.dry_run { "to be quantised" } else { "quantised" };
+    format!("{will} again, to {} with new scales: {}\n", first.dtype, plural(weights.len() as u64, "tensor"))
+}
+
 fn balance(report: &MergeReport) -> String {
     let b = &report.balance;
     let count = figure::count;
@@ -224,6 +234,7 @@ fn balance(report: &MergeReport) -> String {
         let zeroed = if done.zeroed > 0 { format!(", {} of them became 0", count(done.zeroed)) } else { String::new() };
         text.push_str(&format!("stored as {}: {tensors}, {values} values, {loss}{zeroed}\n", done.dtype));
     }
+    text.push_str(&requantised(report));
     let (all, changed) = report.changed();
     if !report.dry_run && all > 0 {
         text.push_str(&format!("{} % of {} touched weights changed", figure::percent(changed, all), count(all)));

@@ -72,10 +72,10 @@ fn describes(origin: &str, adapter: &Adapter, limits: &Limits) -> Option<()> {
     let resolved = scaling::resolve(&config, &index, &modules, limits, &mut problems, &mut warnings);
     let parameters: Vec<bool> = adapter.targets().iter().map(|target| packed::is_parameter(adapter, target)).collect();
     let is_module = |i: &usize| !parameters.get(*i).copied().unwrap_or(false);
-    let named = |i: usize| ends(modules[i]).any(|end| config.target_parameters.iter().any(|name| name == end));
+    let named = |module: &str| ends(module).any(|end| config.target_parameters.iter().any(|name| name == end));
     let uncovered = index.uncovered(&config.target_modules, limits);
     let covered = uncovered.is_ok_and(|uncovered| !uncovered.iter().any(is_module))
-        && parameters.iter().enumerate().all(|(i, is_parameter)| *is_parameter == named(i));
+        && parameters.iter().zip(&modules).all(|(is_parameter, module)| *is_parameter == named(module));
     let scaled = resolved.iter().zip(adapter.targets()).all(|(stated, target)| stated.scaling == target.scaling);
     let shaped = adapter.targets().iter().all(|target| match target.kind {
         // PEFT takes the projections of an attention for what they are.

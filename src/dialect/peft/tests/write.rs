@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use super::super::config::Selection;
 use super::super::keys::PREFIX;
 use super::super::{PeftOptions, config_json, read};
 use super::*;

@@ -55,8 +55,8 @@ pub(super) fn needs(adapter: &Adapter) -> Vec<String> {
     let mut needs = Vec::new();
     match adapter.parts().residual.as_ref().map(|(_, removed)| *removed) {
         None => {}
-        Some(Removed::Unknown) => needs.push("the base that training saw, with --residual-base".to_owned()),
-        Some(_) => needs.push("--recompute-residual, or the base that training saw, with --residual-base".to_owned()),
+        Some(Removed::Unknown) => needs.push("--residual-base, with the base of training".to_owned()),
+        Some(_) => needs.push("--recompute-residual, or --residual-base with the base of training".to_owned()),
     }
     if !adapter.replication().is_empty() {
         let layers: u64 = adapter.replication().iter().map(|(start, end)| end.saturating_sub(*start)).sum();

@@ -93,10 +93,10 @@ fn dtype(target: &TargetReport) -> String {
 fn facts(target: &TargetReport) -> Vec<String> {
     let kind = match (target.kind, target.experts) {
         ("linear", _) => String::new(),
-        (kind, Some(experts)) => format!("{experts} {}", kind.replace('_', " ")),
+        (_, Some(experts)) => format!("{experts} experts"),
         (kind, None) => kind.trim_start_matches("linear_").to_owned(),
     };
-    let extras = [(target.bias, "with bias"), (target.magnitudes, "with magnitudes")];
+    let extras = [(target.bias, "with bias"), (target.magnitudes, "DoRA")];
     let extras = extras.iter().filter(|(is_there, _)| *is_there).map(|(_, what)| (*what).to_owned());
     let kind = std::iter::once(kind).filter(|kind| !kind.is_empty()).chain(extras).collect::<Vec<_>>().join(", ");
     vec![

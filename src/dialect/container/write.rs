@@ -71,7 +71,7 @@ pub(crate) fn write(
 /// Every tensor of a container of the adapter by its name there, which is PEFT's where PEFT has one.
 ///
 /// # Errors
-/// As [`write`], for what can be known without writing.
+/// As [`write()`], for what can be known without writing.
 pub(crate) fn named(adapter: &Adapter) -> Result<BTreeMap<String, Factor>> {
     let (_, factors) = draft(adapter, adapter.base(), None).map_err(|e| e.file(adapter.label()))?;
     Ok(factors.into_iter().map(|(name, factor)| (name, factor.clone())).collect())

@@ -5,7 +5,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use common::{Values, copy_folder, fixture, read_file, read_folder, ulp};
+use common::{Values, bytes, copy_folder, fixture, read_file, read_folder, ulp};
 use loratool::{
     Adapter, BindOptions, Checkpoint, ConvertOptions, ConvertTo, ExecOptions, Limits, MergeOptions, OpenOptions, VerifyOptions,
     Weighted, convert, merge, merge_in_place, open_adapter, open_adapter_with, open_checkpoint, recompute_residual, verify,
@@ -182,7 +182,7 @@ fn the_bytes_do_not_depend_on_how_the_work_is_cut() {
         for (way, exec) in ways.into_iter().enumerate() {
             let out = scratch.path().join(format!("{i}-{way}"));
             merged(case, &adapters, &base, &out, exec);
-            outputs.push(read_folder(&out));
+            outputs.push(bytes(&out));
         }
         assert!(outputs.iter().all(|output| *output == outputs[0]), "{}", case.golden.display());
     }
@@ -284,8 +284,8 @@ fn no_tensor_of_any_kind_can_be_lost() {
     for case in cases().iter().filter(|case| case.golden.ends_with("f32-f32") && !case.base.ends_with("base-fused-f32")) {
         let folder = scratch.path().join(&case.kind);
         copy_folder(&case.adapters[0], &folder);
-        let bytes = std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
-        let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let stored = std::fs::read(folder.join("adapter_model.safetensors")).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&stored).unwrap();
         let all = file.tensors();
         for (lost, _) in all.iter().filter(|(name, _)| !MAY_BE_MISSING.iter().any(|end| name.ends_with(end))) {
             let rest = all.iter().filter(|(name, _)| name != lost).map(|(name, view)| (name.clone(), view));
@@ -321,4 +321,40 @@ fn an_output_projection_is_added_twice_on_request() {
         assert!(near(exact), "{name}");
         assert_eq!(near(&once[name]), !name.ends_with("out_proj.weight"), "{name}");
     }
+}
+
+/// At weight 0 an adapter is left out, whatever its kind, and the counts balance.
+#[test]
+fn at_weight_zero_a_kind_is_left_out() {
+    let scratch = tempfile::tempdir().unwrap();
+    let plain = |base: &Checkpoint, adapters: &[Weighted<'_>], out: &Path, bind: BindOptions| {
+        let mut merging = MergeOptions::default();
+        merging.bind = bind;
+        merge(base, adapters, out, &merging, &())
+    };
+    for (i, case) in cases().iter().enumerate().filter(|(_, case)| case.golden.ends_with("f32-f32")) {
+        let (base, adapters) = opened(case);
+        let weighted: Vec<_> = adapters.iter().map(|adapter| Weighted { adapter, weight: 0.0 }).collect();
+        let error = plain(&base, &weighted, &scratch.path().join(i.to_string()), options(case)).unwrap_err();
+        // Nothing is left to do, and that is what is said.
+        assert_eq!(error.diagnostics()[0].rule().id, "A-012", "{}: {error}", case.golden.display());
+    }
+}
+
+/// What was computed for one base is still known as the adapter that it was made of.
+#[test]
+fn an_adapter_whose_residual_was_computed_is_not_merged_twice() {
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = fixture("kinds/pissa");
+    let recomputed = |base: &Checkpoint| {
+        let adapter = open_adapter(folder.join("adapter-f32")).unwrap();
+        recompute_residual(adapter, base, &BindOptions::default(), &Limits::default()).unwrap()
+    };
+    let base = open_checkpoint(folder.join("base-f32")).unwrap();
+    let out = scratch.path().join("once");
+    merge(&base, &[Weighted::full(&recomputed(&base))], &out, &MergeOptions::default(), &()).unwrap();
+    let merged = open_checkpoint(&out).unwrap();
+    let again =
+        merge(&merged, &[Weighted::full(&recomputed(&merged))], &scratch.path().join("twice"), &MergeOptions::default(), &());
+    assert_eq!(again.unwrap_err().diagnostics()[0].rule().id, "A-032");
 }

@@ -39,7 +39,7 @@ impl Scene {
         std::fs::create_dir_all(at("base")).unwrap();
         std::fs::create_dir_all(at("adapter")).unwrap();
         save(&at("base/model.safetensors"), base);
-        std::fs::write(at("base/config.json"), r#"{"model_type": "toy"}"#).unwrap();
+        std::fs::write(at("base/config.json"), r#"{"model_type": "toy", "tie_word_embeddings": false}"#).unwrap();
         let prefixed: Vec<Tensor> =
             adapter.iter().map(|(n, d, s, b)| (format!("base_model.model.{n}"), *d, s.clone(), b.clone())).collect();
         save(&at("adapter/adapter_model.safetensors"), &prefixed);
@@ -119,6 +119,40 @@ fn integers_are_no_factors_of_any_method() {
     assert!(Scene::new(&base, config, &adapter).merged(|_| {}).is_ok());
     adapter[3] = ("q.hada_w2_b".to_owned(), Dtype::I16, vec![2, 3], vec![1; 12]);
     Scene::new(&base, config, &adapter).refused("A-005");
+    // Two long vectors make a matrix that no memory holds.
+    let long = |name: &str| some(&format!("q.lokr_{name}"), &[60_000, 1]);
+    let lokr = r#"{"peft_type": "LOKR", "r": 2, "alpha": 2, "target_modules": ["q"]}"#;
+    Scene::new(&base, lokr, &[long("w1"), long("w2")]).refused("P-005");
+}
+
+#[test]
+fn no_part_of_a_method_is_passed_over_or_taken_twice() {
+    let base = [some("a.weight", &[4, 3])];
+    let ia3_of = |names: &[&str]| names.iter().map(|name| some(&format!("a.{name}"), &[4, 1])).collect::<Vec<_>>();
+    let config = ia3("").replace("[\"q\"]", "[\"a\"]");
+    assert!(Scene::new(&base, &config, &ia3_of(&["ia3_l"])).merged(|_| {}).is_ok());
+    Scene::new(&base, &config, &ia3_of(&["ia3_l", "ia3_l.other"])).refused("P-012");
+    Scene::new(&base, &config, &ia3_of(&["ia3_l.one", "ia3_l.two"])).refused("P-012");
+    let vera = r#"{"peft_type": "VERA", "r": 2, "fan_in_fan_out": false, "target_modules": ["a"]}"#;
+    let lambdas =
+        [some("a.vera_lambda_b", &[4]), some("a.vera_lambda_d", &[2]), some("vera_A", &[2, 5]), some("vera_B", &[4, 2])];
+    assert!(Scene::new(&base, vera, &lambdas).merged(|_| {}).is_ok());
+    let stray = [&lambdas[..], &[some("a.vera_B", &[4, 2])]].concat();
+    Scene::new(&base, vera, &stray).refused("A-001");
+}
+
+#[test]
+fn a_vocabulary_is_resized_and_nothing_else() {
+    let config =
+        r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q"], "modules_to_save": ["score", "lm_head"]}"#;
+    let base = [some("q.weight", &[4, 3]), some("score.weight", &[2, 3]), some("lm_head.weight", &[5, 3])];
+    let pair = [some("q.lora_A.weight", &[1, 3]), some("q.lora_B.weight", &[4, 1])];
+    let with = |more: &[Tensor]| Scene::new(&base, config, &[&pair[..], more].concat());
+    let resize = |o: &mut MergeOptions| o.bind.resize_vocabulary = true;
+    with(&[some("lm_head.weight", &[7, 3])]).merged(resize).unwrap();
+    with(&[some("lm_head.weight", &[7, 3])]).refused("A-011");
+    let error = with(&[some("score.weight", &[3, 3])]).merged(resize).unwrap_err();
+    assert_eq!(error.diagnostics()[0].rule().id, "A-011", "{error}");
 }
 
 fn ia3(feedforward: &str) -> String {
@@ -166,7 +200,7 @@ fn a_row_without_a_norm_is_an_error_and_no_row_of_zeros() {
     };
     let infinite = [f32s("q.weight", &[2, 2], &[1.0, f32::INFINITY, 1.0, 2.0])];
     let error = Scene::new(&infinite, config, &factors([1.0, 1.0])).merged(|o| o.bind.allow_nonfinite_base = true).unwrap_err();
-    assert_eq!(error.diagnostics()[0].rule().id, "A-031", "{error}");
+    assert_eq!(error.diagnostics()[0].rule().id, "A-030", "{error}");
     let zero = [f32s("q.weight", &[2, 2], &[-1.0, -1.0, 1.0, 2.0])];
     Scene::new(&zero, config, &factors([1.0, 1.0])).refused("A-031");
 }

@@ -552,7 +552,7 @@ def read_peft(folder, warn):
         count = sa[0] // t["rank"]
         if parameter and len(sa) == len(sb) == 2 and count > 1 and sa[0] == sb[1] == count * t["rank"]:
             t.update(kind="experts", A=[count, t["rank"], sa[1]], B=[count, sb[0], t["rank"]])
-            need(not (config.get("peft_version") or "").startswith("0.19.0"), "A-024", tensor)
+            need(sa[1] != sb[0] or not (config.get("peft_version") or "").startswith("0.19.0"), "A-024", tensor)
         if t["kind"][:4] == "conv" and len(sa) == len(sb) and sb[1] and sa[0] != sb[1]:
             need(sa[0] % sb[1], "A-010", module)
         need(layer(t["kind"], t["A"], t["B"]), "A-004", a)

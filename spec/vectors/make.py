@@ -791,7 +791,9 @@ def more_of_peft(pf, files, pair, layers, with_, dense):
     named = {"target_modules": [], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
     pf("y_P-006_target_parameters", files(both, **named), "two stacks of three experts: the first one registered lies deepest")
     pf("y_P-006_target_parameters_0_18", files(both, **named, peft_version="0.18.1"), "the same as PEFT before 0.19 laid them out")
-    pf("n_A-024_target_parameters_0_19_0", files(both, **named, peft_version="0.19.0"), "PEFT 0.19.0 laid some stacks out the wrong way round")
+    pf("y_P-006_target_parameters_0_19_0", files(both, **named, peft_version="0.19.0"), "PEFT 0.19.0 laid some stacks out the wrong way round; of these the shapes tell")
+    one = {"target_modules": [], "target_parameters": ["experts.down_proj"]}
+    pf("n_A-024_target_parameters_0_19_0", files(experts("l.0.experts", 4, 4), **one, peft_version="0.19.0"), "of squares the shapes do not tell")
     pf("n_A-010_unknown_parameters", files(both, target_modules=[], target_parameters=["experts.a", "experts.b"]), "parameters whose order nobody knows")
     pf("n_A-010_one_parameter_named", files(both, target_modules=[], target_parameters=["experts.down_proj"]), "two stacks, one name")
     tokens = {P + "emb.token_adapter.trainable_tokens_delta": tensor("F32", [2, 3])}

@@ -35,6 +35,8 @@ pub struct AdapterParts {
     pub digests: BTreeMap<String, String>,
     /// The content root that the file states.
     pub content: Option<String>,
+    /// The content root of the adapter that this one was made of for one base; records know it by that.
+    pub made_of: Option<String>,
     /// The config of the dialect, verbatim (a JSON object).
     pub origin_config: Option<String>,
     /// What is worth saying but stops nobody.
@@ -62,7 +64,7 @@ impl Adapter {
     /// Checks the parts and makes the adapter.
     ///
     /// # Errors
-    /// Every broken rule among `A-002` to `A-007`, `A-009` and `A-012`, at once.
+    /// Every broken rule among `A-002` to `A-007`, `A-009`, `A-010` and `A-012`, at once.
     pub fn new(mut parts: AdapterParts, limits: &Limits) -> Result<Self> {
         parts.targets.sort_by(|x, y| x.tensor.cmp(&y.tensor));
         parts.replacements.sort_by(|x, y| x.tensor.cmp(&y.tensor));

@@ -38,7 +38,7 @@ impl Checkpoint {
             return Err(refuse(message).help("repeat the layers of the language model in PEFT and save that as the base"));
         }
         let layer = |name: &'_ str| layer(name).map(|(_, number, after)| (number, after.to_owned()));
-        let count = self.names().filter_map(|name| layer(name).map(|(number, _)| number + 1)).max().unwrap_or(0);
+        let count = self.names().filter_map(|name| layer(name).map(|(number, _)| number.saturating_add(1))).max().unwrap_or(0);
         if let Some((start, end)) = ranges.iter().find(|(start, end)| start >= end || *end > count) {
             let message = format!("layers {start} to {end} are to be repeated, and the base has {count}");
             return Err(refuse(message).help("use the base that the adapter was trained on"));
@@ -71,7 +71,10 @@ fn layer(name: &str) -> Option<(&str, u64, &str)> {
     let mut segments = name.split('.').peekable();
     while let Some(segment) = segments.next() {
         at += segment.len() + 1;
-        let number = segments.peek().filter(|_| LISTS.contains(&segment)).and_then(|next| next.parse::<u64>().ok());
+        // Digits alone: another spelling of a number would be another name.
+        let is_number = |next: &&&str| next.bytes().all(|b| b.is_ascii_digit()) && (**next == "0" || !next.starts_with('0'));
+        let next = segments.peek().filter(|_| LISTS.contains(&segment)).filter(is_number);
+        let number = next.and_then(|next| next.parse::<u64>().ok());
         if let (Some(number), Some(digits)) = (number, segments.peek()) {
             let end = at + digits.len();
             return Some((name.get(..at)?, number, name.get(end..)?));

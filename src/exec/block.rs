@@ -283,7 +283,7 @@ fn apply<V: Value>(
 }
 
 /// A tensor that only changes its dtype may hold what it likes: nobody adds to it.
-fn keeps_nonfinite(ground: &dyn Ground, change: &Change<'_>) -> bool {
+pub(super) fn keeps_nonfinite(ground: &dyn Ground, change: &Change<'_>) -> bool {
     matches!(change.origin, Origin::Base { .. }) && (ground.keep_nonfinite() || change.contributions.is_empty())
 }
 

@@ -4,8 +4,8 @@
 use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
-use super::block::{Ground, Scratch, in_slice, rows_cols, widened_origin};
-use super::load::{block, float_of, left, right};
+use super::block::{Ground, Scratch, in_slice, keeps_nonfinite, rows_cols, widened_origin};
+use super::load::{block, coordinates, float_of, left, right};
 use crate::adapter::Factor;
 use crate::error::{Error, Result};
 use crate::kernel::{self, Float, Isa, Part, Sums, Tile, place, update_tile};
@@ -43,7 +43,7 @@ pub(super) fn compute(
     let Scratch { wide: base, scaled: buffers, .. } = scratch;
     sums(ground, isa, change, (rows, cols), base, buffers)?;
     let to = float_of(change.info.dtype).unwrap_or_else(|| unreachable!("only plain floats are changed"));
-    Ok(place(to, base, &buffers.sum, ground.keep_nonfinite(), out))
+    Ok(place(to, base, &buffers.sum, keeps_nonfinite(ground, change), out))
 }
 
 /// The sums of a block of a scaled change that are to be rounded, into `buffers.sum`.
@@ -152,16 +152,31 @@ pub(super) fn factors(
         }
         Along::Cols => {
             all = norms()?;
-            &all[index][cols.start as usize..cols.end as usize]
+            all.get(index).and_then(|norms| norms.get(cols.start as usize..cols.end as usize)).unwrap_or_default()
         }
     };
     for (i, (m, norm)) in by.iter_mut().zip(norms).enumerate() {
+        if !norm.is_finite() {
+            let line = |j: usize| if gain.along == Along::Rows { j / width == i } else { j % width == i };
+            if let Some(at) = base.iter().enumerate().position(|(j, w)| !w.is_finite() && line(j)) {
+                let element = (rows.start + (at / width) as u64) * rows_cols(change).1 + cols.start + (at % width) as u64;
+                return Err(nonfinite_base(change, element, base[at]));
+            }
+        }
         if *norm == 0.0 || !norm.is_finite() {
             return Err(no_norm(change, gain.along, lines.start + i as u64, *norm));
         }
         *m /= norm;
     }
     Ok(by)
+}
+
+fn nonfinite_base(change: &Change<'_>, element: u64, value: f64) -> Error {
+    let at = coordinates(change.info.shape.dims(), element);
+    let message = format!("the base holds {value} in {:?} at {at}, so that its row or column has no norm", change.name);
+    Error::new(rules::BASE_FINITE, message)
+        .tensor(&change.name)
+        .help("the base is damaged; no flag can leave such a value as it is here")
 }
 
 fn no_norm(change: &Change<'_>, along: Along, line: u64, norm: f64) -> Error {

@@ -84,11 +84,13 @@ pub fn convert(adapter: &Adapter, output: &Path, options: &ConvertOptions<'_>, p
         None => (adapter.clone(), adapter.base().clone()),
     };
     go_on()?;
+    let is_recomputed = adapter.parts().made_of.is_some();
+    let input = adapter.parts().made_of.clone().unwrap_or_else(|| root.finish());
     let step = Lineage {
         op: "convert".to_owned(),
         tool: format!("loratool {}", env!("CARGO_PKG_VERSION")),
-        inputs: vec![LineageInput { role: "adapter".to_owned(), dialect: adapter.dialect().to_owned(), content: root.finish() }],
-        parameters: "{}".to_owned(),
+        inputs: vec![LineageInput { role: "adapter".to_owned(), dialect: adapter.dialect().to_owned(), content: input }],
+        parameters: if is_recomputed { r#"{"recompute_residual":true}"#.to_owned() } else { "{}".to_owned() },
     };
     let staging = Staging::new(output, kind, options.overwrite)?;
     let name = "adapter_model.safetensors";

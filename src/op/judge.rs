@@ -10,7 +10,7 @@ use crate::adapter::Scaling;
 use crate::error::Result;
 use crate::exec::{Alternative, Comparison, Figures, Lay, float_of};
 use crate::kernel::Float;
-use crate::plan::{Change, Quantised, Rounding, Weighted};
+use crate::plan::{Change, Norms, Quantised, Rounding, Weighted};
 use crate::report::{Ulps, Verdict, VerifiedTensor};
 use crate::tensor::{TensorInfo, TensorSource, is_plain_float};
 
@@ -190,6 +190,8 @@ fn without_one<'a>(change: &Change<'a>) -> Vec<(usize, Change<'a>)> {
     several
         .map(|left_out| {
             let mut rest = change.clone();
+            // They belong to the contributions that were there.
+            rest.norms = Norms::default();
             rest.contributions.retain(|contribution| contribution.adapter != left_out.adapter);
             (left_out.adapter, rest)
         })

@@ -184,7 +184,10 @@ pub(super) fn name(label: &Path) -> String {
 /// `A-008`, `E-001`, `E-004`.
 pub(super) fn entries(adapters: &[Weighted<'_>]) -> Result<Vec<Merged>> {
     let entry = |weighted: &Weighted<'_>| {
-        let content = content(weighted.adapter, || Ok(()))?.finish();
+        let content = match &weighted.adapter.parts().made_of {
+            Some(content) => content.clone(),
+            None => content(weighted.adapter, || Ok(()))?.finish(),
+        };
         Ok(Merged { adapter: name(Path::new(weighted.adapter.label())), content, weight: weighted.weight })
     };
     adapters.iter().map(entry).collect()

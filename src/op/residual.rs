@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use nalgebra::DMatrix;
 
+use super::digests::content;
 use crate::adapter::{Adapter, Factor, Kind, Removed, Scaling, ScalingRule, Target};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Diagnostic, Error, Result};
@@ -17,6 +18,8 @@ use crate::tensor::{Dtype, MemorySource, Shape, TensorInfo, TensorSource};
 
 /// The smaller side of the largest weight that is decomposed: a dense decomposition takes its cube in time.
 const LARGEST: u64 = 2048;
+/// Values of the largest weight that is decomposed, which is held in f64.
+const MOST: u64 = 1 << 25;
 /// More rounds of the singular value decomposition than any matrix needs.
 const ROUNDS: usize = 10_000;
 
@@ -68,6 +71,7 @@ pub fn recompute_residual(adapter: Adapter, base: &Checkpoint, bind: &BindOption
         *target = Target { a, b, scaling: Scaling { rank, alpha: rank as f64, rule: ScalingRule::Standard }, ..target.clone() };
     }
     parts.residual = None;
+    parts.made_of = Some(content(&adapter, || Ok(()))?.finish());
     parts.origin_config = None;
     parts.digests.clear();
     parts.content = None;
@@ -124,7 +128,7 @@ fn weight(base: &Checkpoint, name: &str) -> Result<DMatrix<f64>> {
     let (Some((rows, cols)), Some(float)) = (info.shape.matrix(), exec::float_of(info.dtype)) else {
         return Err(refuse(rules::INIT_CHANGES_BASE, format!("{name:?} is no matrix of plain floats")));
     };
-    if rows.min(cols) > LARGEST {
+    if rows.min(cols) > LARGEST || info.shape.elements() > MOST {
         let message = format!("{name:?} is {}: decomposing it would take too long in this version", info.shape);
         let help = "save the adapter again in PEFT with path_initial_model_for_weight_conversion, or give the base that was trained on, \
                     with --residual-base";

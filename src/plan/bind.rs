@@ -53,7 +53,8 @@ impl<'a> Binding<'a> {
     /// Binds one adapter. `index` is its place in the order of adapters.
     ///
     /// # Errors
-    /// Every broken rule among, at once.
+    /// P-006 if the layers of the base are not repeated as the adapter's, P-007 if it belongs to another base than the published one;
+    /// otherwise every broken rule among, at once.
     pub fn new(base: &Checkpoint, weighted: Weighted<'a>, index: usize, options: &BindOptions, limits: &Limits) -> Result<Self> {
         let adapter = weighted.adapter;
         let mut binder = Binder {
@@ -79,11 +80,15 @@ impl<'a> Binding<'a> {
         let targets = adapter.targets().iter().map(|t| t.tensor.as_str());
         let rescaled = adapter.rescalings().iter().filter(|r| !r.if_there).map(|r| r.tensor.as_str());
         let rows = adapter.rows().iter().map(|r| r.tensor.as_str());
-        binder.choose_renaming(targets.chain(rescaled).chain(rows).collect(), adapter.label(), limits)?;
+        let whole: Vec<&str> = adapter.replacements().iter().map(|r| r.tensor.as_str()).collect();
+        binder.choose_renaming(targets.chain(rescaled).chain(rows).collect(), &whole, adapter.label(), limits)?;
         binder.bind_replacements(weighted);
         binder.bind_targets(weighted);
         binder.bind_rescalings(weighted);
         binder.bind_rows(weighted);
+        // One tensor may have several uses.
+        let mut seen = HashSet::new();
+        binder.binding.ignored.retain(|ignored| seen.insert(ignored.tensor.clone()));
         let problems =
             binder.problems.into_iter().map(|p| if p.place().file.is_some() { p } else { p.file(adapter.label()) }).collect();
         Error::check(problems)?;
@@ -186,7 +191,7 @@ impl<'a> Binder<'a, '_> {
     }
 
     /// Exact names, then the user's prefix, then the known renamings: the one that finds every target, if only one does.
-    fn choose_renaming(&mut self, targets: Vec<&str>, label: &str, limits: &Limits) -> Result<()> {
+    fn choose_renaming(&mut self, targets: Vec<&str>, whole: &[&str], label: &str, limits: &Limits) -> Result<()> {
         let needed: Vec<&str> = targets.iter().copied().filter(|t| !self.may_be_missing(t)).collect();
         let found = |renaming: &Renaming| {
             let exists = |name: &str| self.exists(name);
@@ -198,16 +203,19 @@ impl<'a> Binder<'a, '_> {
             self.adopt(candidates.into_iter().next().unwrap_or_else(Renaming::identity));
             return Ok(());
         }
-        let identity_fits = candidates.first().is_some_and(|first| found(first) == needed.len());
-        let fitting: Vec<Renaming> = if identity_fits {
-            candidates.into_iter().take(1).collect()
-        } else {
-            candidates.into_iter().filter(|c| found(c) == needed.len()).collect()
+        let whole_found = |renaming: &Renaming| {
+            let exists = |name: &str| self.exists(name);
+            whole.iter().filter(|name| exists(&renaming.apply(name, &exists))).count()
         };
-        let distinct: HashSet<Vec<String>> = fitting
-            .iter()
-            .map(|renaming| needed.iter().map(|name| renaming.apply(name, &|n| self.exists(n))).collect())
-            .collect();
+        let mut fitting: Vec<Renaming> = candidates.into_iter().filter(|c| found(c) == needed.len()).collect();
+        let most = fitting.iter().map(whole_found).max().unwrap_or(0);
+        fitting.retain(|renaming| whole_found(renaming) == most);
+        if fitting.first().is_some_and(|first| first.is_identity()) {
+            fitting.truncate(1);
+        }
+        let names = || needed.iter().chain(whole);
+        let distinct: HashSet<Vec<String>> =
+            fitting.iter().map(|renaming| names().map(|name| renaming.apply(name, &|n| self.exists(n))).collect()).collect();
         match (fitting.into_iter().next(), distinct.len()) {
             (Some(renaming), 1) => {
                 self.adopt(renaming);
@@ -428,7 +436,9 @@ impl<'a> Binder<'a, '_> {
     }
 
     fn bind_weight(&mut self, target: &'a Target, scale: f64, contradicted: bool) {
-        let Some((name, info)) = self.locate(&target.tensor) else { return };
+        let Some((name, info)) = self.locate(&target.tensor) else {
+            return self.problems.push(elsewhere(&target.tensor, target.a.name()));
+        };
         if let Some(problem) = tied::problem(self.base, &name, self.options.untie) {
             return self.problems.push(problem.tensor(target.a.name()));
         }
@@ -463,6 +473,7 @@ impl<'a> Binder<'a, '_> {
                 let help = "give the adapter the weight 1";
                 self.problems.push(Diagnostic::new(rules::METHOD_SUPPORTED, message).tensor(by.name()).help(help));
             } else if rescaling.if_there && self.locate(&rescaling.tensor).is_none() {
+                continue;
             } else if self.may_be_missing(&rescaling.tensor) && self.locate(&rescaling.tensor).is_none() {
                 self.binding.ignored.push(Ignored { tensor: by.name().to_owned(), flag: "--allow-missing" });
             } else {
@@ -473,7 +484,9 @@ impl<'a> Binder<'a, '_> {
 
     fn bind_rescaling(&mut self, rescaling: &'a Rescaling) {
         let by = &rescaling.by;
-        let Some((name, info)) = self.locate(&rescaling.tensor) else { return };
+        let Some((name, info)) = self.locate(&rescaling.tensor) else {
+            return self.problems.push(elsewhere(&rescaling.tensor, by.name()));
+        };
         if let Some(problem) = tied::problem(self.base, &name, self.options.untie) {
             return self.problems.push(problem.tensor(by.name()));
         }
@@ -516,7 +529,10 @@ impl<'a> Binder<'a, '_> {
                 continue;
             }
             // PEFT replaces the rows under all names that the embedding is tied to, and stores them once.
-            let Some((name, info)) = self.locate(&rows.tensor) else { continue };
+            let Some((name, info)) = self.locate(&rows.tensor) else {
+                self.problems.push(elsewhere(&rows.tensor, with.name()));
+                continue;
+            };
             let name = tied::stored_twin(self.base, &name).map_or(name, str::to_owned);
             if !is_plain_float(info.dtype) {
                 self.problems.push(packed_dtype(&name, &info, self.base));
@@ -580,9 +596,11 @@ impl<'a> Binder<'a, '_> {
         }
     }
 
-    /// Do only the numbers of rows differ, and may they?
-    fn may_be_resized(&self, base: &Shape, with: &Shape) -> bool {
-        self.options.resize_vocabulary && base.matrix().zip(with.matrix()).is_some_and(|(base, with)| base.1 == with.1)
+    /// Is it an embedding or an output layer of which only the numbers of rows differ, and may they?
+    fn may_be_resized(&self, name: &str, base: &Shape, with: &Shape) -> bool {
+        self.options.resize_vocabulary
+            && is_vocabulary(name)
+            && base.matrix().zip(with.matrix()).is_some_and(|(base, with)| base.1 == with.1)
     }
 
     fn bind_replacements(&mut self, weighted: Weighted<'a>) {
@@ -613,12 +631,20 @@ impl<'a> Binder<'a, '_> {
                 self.problems.push(problem.tensor(with.name()));
                 continue;
             }
-            let name = match tied::stored_twin(self.base, &name).filter(|_| shared) {
+            // Untied, each name has the copy that was saved under it, if one was.
+            let twin = tied::stored_twin(self.base, &name).filter(|_| shared);
+            let both = |twin: &str| {
+                let other = weighted.adapter.replacements().iter().filter(|other| other.tensor != replacement.tensor);
+                other.filter_map(|other| self.locate(&other.tensor)).any(|(other, _)| other == twin)
+            };
+            let name = match twin.filter(|twin| !(self.options.untie && both(twin))) {
                 Some(twin) => twin.to_owned(),
                 None => name,
             };
             match located {
-                Some((_, info)) if info.shape != with.info().shape && !self.may_be_resized(&info.shape, &with.info().shape) => {
+                Some((_, info))
+                    if info.shape != with.info().shape && !self.may_be_resized(&name, &info.shape, &with.info().shape) =>
+                {
                     let pair = |s: &Shape| s.matrix().unwrap_or((0, 0));
                     let message = format!("replacement of {name:?} is {} but the base has {}", with.info().shape, info.shape);
                     let help = shape_help(pair(&with.info().shape), pair(&info.shape));
@@ -647,6 +673,24 @@ impl<'a> Binder<'a, '_> {
         }
     }
 }
+
+/// The base has the numbers of a tensor in another tensor, where this change has no place.
+fn elsewhere(tensor: &str, name: &str) -> Diagnostic {
+    let message =
+        format!("{tensor:?} is not in the base under that name, and what the adapter does to it has no place in what is there");
+    let help = "use the base as it was saved by the version of transformers that the adapter was trained with";
+    Diagnostic::new(rules::METHOD_SUPPORTED, message).tensor(name).help(help)
+}
+
+/// Has the tensor a row for each token?
+pub(super) fn is_vocabulary(name: &str) -> bool {
+    let leaf = name.strip_suffix(".weight").and_then(|module| module.rsplit('.').next());
+    leaf.is_some_and(|leaf| VOCABULARIES.contains(&leaf))
+}
+
+/// Modules with a row for each token.
+const VOCABULARIES: &[&str] =
+    &["embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "shared", "tok_embeddings", "output"];
 
 /// The names of the tensors that change the weight of a target.
 fn tensors_of(target: &Target) -> Vec<String> {

@@ -2,6 +2,7 @@
 //! and writes them one by one, as its version 4 held them. Both are the same numbers in another order, so updates carry over exactly.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::adapter::{Factor, Kind, Orientation, Scaling, ScalingRule, Target};
@@ -45,14 +46,14 @@ struct Part {
 }
 
 /// The tensors in the base of which a stack consists, if the base has its experts one by one.
-fn parts_of(base: &Checkpoint, stack: &str, experts: u64) -> Option<Vec<Part>> {
+fn parts_of(base: &Checkpoint, stack: &str, experts: Range<u64>) -> Option<Vec<Part>> {
     FAMILIES.iter().find_map(|family| {
         let (module, parameter) = stack.rsplit_once('.')?;
         let above = module.strip_suffix(family.stacks)?;
         let (_, parts) = family.parts.iter().find(|(name, _)| *name == parameter)?;
         let name = |expert: u64, part: &str| format!("{above}{}.{expert}.{part}.weight", family.single);
-        base.info(&name(0, parts[0]))?;
-        let all = (0..experts).flat_map(|expert| parts.iter().enumerate().map(move |(i, part)| (expert, i as u64, *part)));
+        base.info(&name(experts.start, parts[0]))?;
+        let all = experts.clone().flat_map(|expert| parts.iter().enumerate().map(move |(i, part)| (expert, i as u64, *part)));
         let parts_count = parts.len() as u64;
         Some(all.map(|(expert, part, called)| Part { tensor: name(expert, called), expert, part, parts: parts_count }).collect())
     })
@@ -60,16 +61,28 @@ fn parts_of(base: &Checkpoint, stack: &str, experts: u64) -> Option<Vec<Part>> {
 
 /// Has the base the experts of this stack one by one?
 pub(super) fn is_apart(base: &Checkpoint, stack: &str) -> bool {
-    parts_of(base, stack, 1).is_some()
+    parts_of(base, stack, 0..1).is_some()
 }
 
 /// The targets of single experts that a target of a stack amounts to.
 ///
 /// # Errors
-/// `A-021` for an expert that the base does not have, `A-023` for one of another shape.
+/// `A-021` for an expert that the base does not have, `A-023` for one that the adapter does not have, or of another shape.
 pub(super) fn split(base: &Checkpoint, target: &Target, name: &str) -> Option<Result<Vec<Target>, Diagnostic>> {
     let experts = target.experts()?;
-    let parts = parts_of(base, name, experts)?;
+    // Counted in the base first, which is as long as its header.
+    parts_of(base, name, 0..1)?;
+    let count = (0..=experts).take_while(|expert| parts_of(base, name, *expert..expert + 1).is_some()).count() as u64;
+    let parts = parts_of(base, name, 0..experts.min(count))?;
+    if count != experts {
+        let (rule, found) = match count > experts {
+            true => (rules::SHAPE_FITS, "more".to_owned()),
+            false => (rules::EVERY_TARGET, count.to_string()),
+        };
+        let message = format!("{name:?} has {experts} experts, and the base has {found}");
+        let problem = Diagnostic::new(rule, message).tensor(target.a.name());
+        return Some(Err(problem.help("this is not the base that the adapter was trained on")));
+    }
     Some(split_into(base, target, name, parts))
 }
 
@@ -77,13 +90,6 @@ fn split_into(base: &Checkpoint, target: &Target, name: &str, parts: Vec<Part>) 
     let refuse = |rule, message: String| Diagnostic::new(rule, message).tensor(target.a.name());
     let ((out, inner), rank) = (target.out_in(), target.scaling.rank);
     let mut targets = Vec::with_capacity(parts.len());
-    let next = format!("expert number {}", target.experts().unwrap_or(0));
-    if parts_of(base, name, target.experts().unwrap_or(0) + 1)
-        .is_some_and(|more| more.last().is_some_and(|part| base.info(&part.tensor).is_some()))
-    {
-        let message = format!("{name:?} has {} experts, and the base has {next} too", target.experts().unwrap_or(0));
-        return Err(refuse(rules::SHAPE_FITS, message).help("this is not the base that the adapter was trained on"));
-    }
     for Part { tensor, expert, part, parts } in parts {
         let Some((rows, cols)) = base.info(&tensor).and_then(|info| info.shape.matrix()) else {
             let message = format!("{name:?} has {} experts, and the base has no {tensor:?}", target.experts().unwrap_or(0));
@@ -163,7 +169,8 @@ pub(super) struct Stacked {
 impl<'a> Gathered<'a> {
     /// Takes a target in, if its place in the base is a stack, and names that.
     pub(super) fn take(&mut self, base: &Checkpoint, tensor: &str, target: &'a Target) -> Option<String> {
-        let (stack, expert, part, parts) = in_stack(base, tensor)?;
+        let (stack, expert, part, parts) =
+            in_stack(base, tensor).filter(|_| matches!(target.kind, Kind::Linear(_) | Kind::Flat))?;
         self.stacks.entry(stack.clone()).or_default().push(Single { target, expert, part, parts });
         Some(stack)
     }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-use super::bind::{Binding, Ignored};
+use super::bind::{self, Binding, Ignored};
 use super::options::{BindOptions, Weighted};
 use super::outline::{self, Outline};
 use super::output::{OutputOptions, Rounding};
@@ -296,10 +296,11 @@ impl<'a> Plan<'a> {
             return Err(Error::new(rules::TIED_WEIGHTS, message).file(base.path()).help(help));
         }
         changed.extend(quantised.values().map(|how| how.scales.clone()));
-        let shards = Outline { base, output, updates, replacements, patches, quantised, changed }.shards();
+        let shards = Outline { base, output, updates, replacements, shared, patches, quantised, changed }.shards();
         let keep_nonfinite = options.allow_nonfinite_base;
         let plan = Plan { base, shards, untied, keep_nonfinite, output: output.clone(), renamings, ignored, warnings };
         plan.check_replay()?;
+        plan.check_vocabulary()?;
         Ok(plan)
     }
 
@@ -351,6 +352,33 @@ impl<'a> Plan<'a> {
             (None, None) => None,
             (_, Some(_)) if self.shards.len() == 1 => None,
             (_, Some(_)) => Some(format!("{}.safetensors.index.json", outline::stem(self.base))),
+        }
+    }
+
+    /// What has a row for each token has as many rows as anything else that has.
+    fn check_vocabulary(&self) -> Result<()> {
+        let rows = |change: &Change<'_>| change.info.shape.dims().first().copied();
+        let mut moved = self.changes().filter(|change| change.moves(self.base));
+        let Some(first) = moved.next() else { return Ok(()) };
+        let help = "PEFT saved one of them alone; save the adapter with both in modules_to_save, or resize the base in transformers first";
+        let stays = |name: &&str| {
+            let same = self.base.info(name).zip(self.base.info(&first.name)).is_some_and(|(x, y)| x.shape == y.shape);
+            same && bind::is_vocabulary(name) && !self.changes().any(|change| change.name == **name && change.moves(self.base))
+        };
+        if let Some(name) = self.base.names().find(stays) {
+            let message = format!(
+                "{:?} would be {}, and {name:?} would stay as it is, so that no model could load both",
+                first.name, first.info.shape
+            );
+            return Err(Error::new(rules::REPLACEMENT_SHAPE, message).tensor(name).help(help));
+        }
+        match moved.find(|other| rows(other) != rows(first)) {
+            None => Ok(()),
+            Some(other) => {
+                let message = format!("{:?} would be {} and {:?} {}", first.name, first.info.shape, other.name, other.info.shape);
+                let help = "embedding and output layer have one vocabulary; use adapters that agree about it";
+                Err(Error::new(rules::REPLACEMENT_SHAPE, message).tensor(&other.name).help(help))
+            }
         }
     }
 

@@ -19,6 +19,8 @@ pub(super) struct Outline<'a, 'o> {
     pub(super) output: &'o OutputOptions,
     pub(super) updates: BTreeMap<String, Vec<Contribution>>,
     pub(super) replacements: BTreeMap<String, &'a Factor>,
+    /// Those of them that are replaced under all names that they are tied to.
+    pub(super) shared: BTreeSet<String>,
     pub(super) patches: BTreeMap<String, Vec<Patch<'a>>>,
     /// By weight.
     pub(super) quantised: BTreeMap<String, Quantised<'a>>,
@@ -115,9 +117,15 @@ impl<'a> Outline<'a, '_> {
         OutShard { file_name: file_name.to_owned(), head, len, changes, tensors }
     }
 
+    /// What replaces the tensor that an added one is tied to, if it replaces it under all of its names.
+    fn shared_twin(&self, name: &str) -> Option<&&'a Factor> {
+        let twin = tied::stored_twin(self.base, name).filter(|twin| self.shared.contains(*twin))?;
+        self.replacements.get(twin)
+    }
+
     fn added_info(&self, name: &str) -> TensorInfo {
         let twin = tied::stored_twin(self.base, name);
-        let with = self.replacements.get(name).or_else(|| self.replacements.get(twin?)).map(|factor| factor.info());
+        let with = self.replacements.get(name).or_else(|| self.shared_twin(name)).map(|factor| factor.info());
         let shape =
             |info: &TensorInfo| TensorInfo { shape: with.map_or(&info.shape, |with| &with.shape).clone(), ..info.clone() };
         twin.and_then(|twin| self.base.info(twin))
@@ -134,7 +142,7 @@ impl<'a> Outline<'a, '_> {
         };
         let added = self.base.locate(name).is_none();
         let twin = || tied::stored_twin(self.base, name);
-        let with = self.replacements.get(name).or_else(|| self.replacements.get(twin()?));
+        let with = self.replacements.get(name).or_else(|| self.shared_twin(name));
         let origin = match with {
             Some(with) => Some(Origin::Adapter(with)),
             None => of_base(name).or_else(|| twin().and_then(of_base)),

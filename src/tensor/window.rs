@@ -13,7 +13,7 @@ pub(crate) struct Window {
     pub(crate) name: String,
     pub(crate) first: u64,
     pub(crate) stride: u64,
-    /// Two dimensions.
+    /// The last dimension is the length of a row.
     pub(crate) info: TensorInfo,
 }
 

@@ -79,6 +79,7 @@ pub(crate) fn read(file: Arc<SafetensorsFile>, limits: &Limits) -> Result<Adapte
         parameters: record.parameters.get().to_owned(),
     });
     let parts = AdapterParts {
+        made_of: None,
         label,
         dialect: "container",
         targets,

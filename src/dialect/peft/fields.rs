@@ -77,7 +77,7 @@ impl<'a> Fields<'a> {
         self.get(name).is_some_and(|value| *value != Json::Bool(false))
     }
 
-    /// BD-LoRA's sub-config. `true` means its defaults: two blocks, and no modules, which changes nothing.
+    /// BD-LoRA's sub-config.
     pub(super) fn block_diagonal(&mut self, name: &'static str) -> Option<BlockDiagonal> {
         let members = match self.get(name)? {
             Json::Bool(false) => return None,

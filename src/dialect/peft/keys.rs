@@ -27,7 +27,7 @@ pub(super) enum Role {
     Diagonal,
     /// `trainable_tokens_delta`: rows that replace those of an embedding. They are no differences, whatever the name says.
     Rows,
-    /// A record of training that PEFT itself does not merge: what wrote it.
+    /// What PEFT itself does not merge: a record of training, or a copy.
     Training(&'static str),
     /// Any other parameter: a full tensor.
     Full,
@@ -96,6 +96,9 @@ pub(super) fn parse<'a>(name: &'a str, exists: &dyn Fn(&str) -> bool) -> Key<'a>
     }
     let prefixed = rest.len() < name.len();
     let segments: Vec<&str> = rest.split('.').collect();
+    if let Some(key) = copy(name, rest, prefixed, exists) {
+        return key;
+    }
     let (module, role, adapter) = read(name, &segments, exists);
     let (path, role, adapter) = if role == Role::Full { full(rest, &segments) } else { (module.join("."), role, adapter) };
     let role = match role {
@@ -104,6 +107,20 @@ pub(super) fn parse<'a>(name: &'a str, exists: &dyn Fn(&str) -> bool) -> Key<'a>
         _ => role,
     };
     Key { name, path, role, adapter, prefixed }
+}
+
+/// A second copy of an embedding that is in `modules_to_save`: PEFT saves it once as what was trained, and once more, with what was there
+/// before, because the vocabulary was resized (`save_embedding_layers`).
+fn copy<'a>(name: &'a str, rest: &str, prefixed: bool, exists: &dyn Fn(&str) -> bool) -> Option<Key<'a>> {
+    let copies = [
+        (".modules_to_save.weight", "a second copy of an embedding that was trained whole"),
+        (".original_module.weight", "an embedding as it was before it was trained whole"),
+    ];
+    copies.iter().find_map(|(end, what)| {
+        let saved = format!("{}.weight", name.strip_suffix(end)?);
+        let path = rest.strip_suffix(end)?.to_owned();
+        exists(&saved).then_some(Key { name, path, role: Role::Training(what), adapter: None, prefixed })
+    })
 }
 
 type Read<'s, 'a> = (&'s [&'a str], Role, Option<&'a str>);

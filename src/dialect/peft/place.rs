@@ -65,6 +65,13 @@ pub(super) fn places<'a>(
     for (module, mut paths) in stacks {
         // The deepest first.
         paths.sort_by_key(|path| std::cmp::Reverse(path.len()));
+        let depth = |path: &str| (path.len() - module.len()) / WRAPPED.len();
+        if paths.iter().rev().enumerate().any(|(wanted, path)| depth(path) != wanted) {
+            let message = format!("the factors of {module:?} lie in wrappers of which some are missing");
+            let help = "the file is incomplete; save the adapter again";
+            problems.push(Diagnostic::new(rules::FACTORS_PAIRED, message).tensor(module).help(help));
+            continue;
+        }
         match registered(module, paths.len(), config, order) {
             Ok(parameters) => {
                 for (path, parameter) in paths.into_iter().zip(parameters) {

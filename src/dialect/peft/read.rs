@@ -60,7 +60,8 @@ pub(crate) fn read(
     }
     let mut reader = Reader { source: &source, problems: Vec::new(), warnings: Vec::new() };
     let method = config.map_or(Method::Lora, |config| config.method);
-    let (parts, names) = methods::sorted(method, &names);
+    let methods::Sorted { modules: parts, others: names, problems } = methods::sorted(method, &names);
+    reader.problems.extend(problems);
     let keys: Vec<Key<'_>> = names.iter().map(|name| keys::parse(name, &|n| source.info(n).is_some())).collect();
     reader.check_prefix(&keys);
     reader.check_adapter_names(&keys);
@@ -200,7 +201,7 @@ impl Reader<'_> {
                 Role::Magnitude => &mut modules.entry(module()).or_default().magnitude,
                 Role::BaseBias | Role::BaseWeight | Role::Full | Role::Rows => continue,
                 Role::Training(what) => {
-                    let message = format!("{:?} is {what}, and is left out as PEFT leaves it out when it merges", key.name);
+                    let message = format!("{:?} is {what}, and is left out, as PEFT leaves it out when it merges", key.name);
                     self.warnings.push(Diagnostic::new(rules::KEY_GRAMMAR, message).tensor(key.name));
                     continue;
                 }
@@ -258,7 +259,9 @@ impl Reader<'_> {
         let paths: Vec<&str> = modules.keys().map(|(path, _)| *path).collect();
         let places = place::places(&paths, config, &options.parameter_order, &mut self.problems);
         let placed: Vec<Option<&Place>> = paths.iter().map(|path| places.get(path)).collect();
-        let resolved = config.map(|config| self.resolve(config, &paths, &placed, limits));
+        // Of another method, the patterns are about modules that are not here.
+        let own = config.filter(|config| config.method == Method::Lora);
+        let resolved = own.map(|config| self.resolve(config, &paths, &placed, limits));
         if resolved.is_none() && options.alpha.is_none() && !modules.is_empty() {
             let message = "there is no adapter_config.json, so the scale of the update is not known";
             let help = "put adapter_config.json beside the weights, or state alpha: --alpha NUMBER";
@@ -289,7 +292,7 @@ impl Reader<'_> {
             let (mut a, mut b, mut scaling) = (a, b, scaling);
             if let Some((ours_a, ours_b)) = self.unpacked(place, &a, &b, stated) {
                 (a, b) = (ours_a, ours_b);
-                self.check_square_experts(place, &a, config, options);
+                self.check_square_experts(place, (&a, &b), config, options);
                 kind = Kind::Experts(options.expert_axes.or(config.and_then(expert_axes)).unwrap_or(Orientation::Undeclared));
                 scaling = stated.map_or(scaling, |stated| stated.scaling);
             } else if let Some(stated) = stated {
@@ -449,7 +452,17 @@ impl Reader<'_> {
     }
 
     /// PEFT 0.19.0 took stacks the wrong way round, depending on the model, so that its squares can be told by nobody.
-    fn check_square_experts(&mut self, place: &Place, a: &Factor, config: Option<&PeftConfig>, options: &PeftOptions) {
+    fn check_square_experts(
+        &mut self,
+        place: &Place,
+        (a, b): (&Factor, &Factor),
+        config: Option<&PeftConfig>,
+        options: &PeftOptions,
+    ) {
+        // Of anything else the shape tells.
+        if a.info().shape.dims().get(2) != b.info().shape.dims().get(1) {
+            return;
+        }
         let is_it = config.and_then(|config| config.peft_version.as_deref()).is_some_and(|version| version.starts_with("0.19.0"));
         if is_it && options.expert_axes.is_none() {
             let message = format!(

@@ -130,13 +130,16 @@ fn is_set(value: &Json) -> bool {
 }
 
 const CONVERT_INIT: &str = "take it out here, with --recompute-residual; give the base that was trained on, with --residual-base; or save it again in PEFT with path_initial_model_for_weight_conversion, which makes a plain LoRA for the published base of it";
+/// The way out where what was taken out is random, or from data.
+const CONVERT_UNKNOWN: &str = "give the base that was trained on, with --residual-base; or save it again in PEFT with \
+                               path_initial_model_for_weight_conversion, which makes a plain LoRA for the published base of it";
 
 /// `(prefix of init_lora_weights, why, the way out, what was taken out)` for initialisations that take something out of the base before training.
 const BASE_CHANGING: &[(&str, &str, &str, Removed)] = &[
     (
         "pissa_niter",
         "PiSSA moved singular components of the base, found by a random method, into the factors",
-        CONVERT_INIT,
+        CONVERT_UNKNOWN,
         Removed::Unknown,
     ),
     (
@@ -146,8 +149,8 @@ const BASE_CHANGING: &[(&str, &str, &str, Removed)] = &[
         Removed::LeadingComponents,
     ),
     ("olora", "OLoRA moved a part of a QR decomposition of the base into the factors", CONVERT_INIT, Removed::LeadingColumns),
-    ("corda", "CorDA moved components of the base into the factors", CONVERT_INIT, Removed::Unknown),
-    ("lora_ga", "LoRA-GA subtracted the initial factors from the base", CONVERT_INIT, Removed::Unknown),
+    ("corda", "CorDA moved components of the base into the factors", CONVERT_UNKNOWN, Removed::Unknown),
+    ("lora_ga", "LoRA-GA subtracted the initial factors from the base", CONVERT_UNKNOWN, Removed::Unknown),
     (
         "loftq",
         "LoftQ quantised the base before training",
@@ -182,7 +185,7 @@ pub(super) fn initialisation(value: Option<&Json>) -> Option<(Diagnostic, Remove
     if HARMLESS_INITS.contains(&lower.as_str()) {
         return None;
     }
-    let unknown = ("an unknown initialisation may have changed the base", CONVERT_INIT, Removed::Unknown);
+    let unknown = ("an unknown initialisation may have changed the base", CONVERT_UNKNOWN, Removed::Unknown);
     let found = BASE_CHANGING.iter().find(|(prefix, ..)| lower.starts_with(prefix));
     let (why, way_out, removed) = found.map_or(unknown, |(_, why, way_out, removed)| (*why, *way_out, *removed));
     let message = format!("init_lora_weights is {name:?}: {why}, so on the published base the result would be wrong");

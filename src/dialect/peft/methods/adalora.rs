@@ -14,7 +14,8 @@ use crate::tensor::TensorSource;
 
 pub(super) fn make(config: &PeftConfig, modules: &BTreeMap<String, Parts<'_>>, source: &Arc<dyn TensorSource>, made: &mut Made) {
     for (module, parts) in modules {
-        let (Some(&a), Some(&b), Some(&e)) = (parts.get("lora_A"), parts.get("lora_B"), parts.get("lora_E")) else {
+        let (Some(&a), Some(&b), Some(&e), 3) = (parts.get("lora_A"), parts.get("lora_B"), parts.get("lora_E"), parts.len())
+        else {
             made.incomplete(module, parts, "lora_A, lora_B and lora_E");
             continue;
         };
@@ -39,7 +40,11 @@ pub(super) fn make(config: &PeftConfig, modules: &BTreeMap<String, Parts<'_>>, s
         });
         // Written so that alpha / rank is the scale.
         let alpha = config.alpha * rank as f64 / (config.init_rank as f64 + 1e-5);
-        made.targets.extend(b.map(|b| Target {
+        let Some(b) = b else {
+            made.too_large(module);
+            continue;
+        };
+        made.targets.push(Target {
             tensor: format!("{module}.weight"),
             kind: Kind::Linear(config.orientation),
             a,
@@ -47,6 +52,6 @@ pub(super) fn make(config: &PeftConfig, modules: &BTreeMap<String, Parts<'_>>, s
             scaling: Scaling { rank, alpha, rule: ScalingRule::Standard },
             bias: None,
             magnitude: None,
-        }));
+        });
     }
 }

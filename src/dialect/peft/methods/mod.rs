@@ -64,7 +64,7 @@ impl Method {
     fn parts(self) -> &'static [&'static str] {
         match self {
             Method::Lora | Method::Tokens => &[],
-            Method::AdaLora => &["lora_A", "lora_B", "lora_E", "ranknum"],
+            Method::AdaLora => &["lora_A", "lora_B", "lora_E"],
             Method::LoHa => &["hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"],
             Method::LoKr => &["lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2"],
             Method::Vera => &["vera_lambda_b", "vera_lambda_d", "vera_A", "vera_B"],
@@ -86,6 +86,13 @@ pub(super) struct Made {
 }
 
 impl Made {
+    /// A target whose factors would be too large to be computed.
+    fn too_large(&mut self, module: &str) {
+        let message = format!("the factors of {module:?} would be larger than {} bytes each", thin::MOST);
+        let help = "the adapter is not a small one, or its file is damaged";
+        self.problems.push(Diagnostic::new(rules::CONFIG_LIMIT, message).tensor(module).help(help));
+    }
+
     /// A tensor is missing, or is none that the method has.
     fn incomplete(&mut self, module: &str, parts: &Parts<'_>, wanted: &str) {
         let names: Vec<&str> = parts.values().copied().collect();
@@ -96,22 +103,43 @@ impl Made {
     }
 }
 
-/// The tensors of the method and the others: names by module and part, and names.
-pub(super) fn sorted<'a>(method: Method, names: &[&'a str]) -> (BTreeMap<String, Parts<'a>>, Vec<&'a str>) {
-    let (mut modules, mut others) = (BTreeMap::<String, Parts<'a>>::new(), Vec::new());
+/// The tensors of a method, sorted.
+#[derive(Default)]
+pub(super) struct Sorted<'a> {
+    /// By module and part.
+    pub(super) modules: BTreeMap<String, Parts<'a>>,
+    /// Those that are none of the method's.
+    pub(super) others: Vec<&'a str>,
+    /// Two tensors for one part, or several adapters in one file.
+    pub(super) problems: Vec<Diagnostic>,
+}
+
+/// Sorts the tensors of a file.
+pub(super) fn sorted<'a>(method: Method, names: &[&'a str]) -> Sorted<'a> {
+    let mut sorted = Sorted::default();
+    let help = "the file holds two adapters, or one under two names; save one on its own";
+    let mut adapters: BTreeMap<Option<&str>, &str> = BTreeMap::new();
     for &name in names {
-        match split(method, name) {
-            Some((module, part)) => {
-                modules.entry(module).or_default().insert(part, name);
-            }
-            None => others.push(name),
+        let Some((module, part, adapter)) = split(method, name) else {
+            sorted.others.push(name);
+            continue;
+        };
+        adapters.entry(adapter).or_insert(name);
+        if let Some(first) = sorted.modules.entry(module).or_default().insert(part, name) {
+            let message = format!("{first:?} and {name:?} are the same part of one module");
+            sorted.problems.push(Diagnostic::new(rules::ONE_ADAPTER, message).tensor(name).help(help));
         }
     }
-    (modules, others)
+    if adapters.len() > 1 {
+        let names: Vec<&str> = adapters.into_values().collect();
+        let message = format!("the file holds several adapters, by the names in its tensors, such as {names:?}");
+        sorted.problems.push(Diagnostic::new(rules::ONE_ADAPTER, message).help(help));
+    }
+    sorted
 }
 
 /// `<module>.<part>` or `<module>.<part>.<adapter>`.
-fn split(method: Method, name: &str) -> Option<(String, &str)> {
+fn split(method: Method, name: &str) -> Option<(String, &str, Option<&str>)> {
     let mut rest = name;
     while let Some(inner) = rest.strip_prefix(PREFIX) {
         rest = inner;
@@ -121,8 +149,8 @@ fn split(method: Method, name: &str) -> Option<(String, &str)> {
     let segments: Vec<&str> = rest.split('.').collect();
     let known = |part: &str| method.parts().contains(&part);
     match segments[..] {
-        [ref module @ .., part] if known(part) => Some((module.join("."), part)),
-        [ref module @ .., part, _] if known(part) => Some((module.join("."), part)),
+        [ref module @ .., part] if known(part) => Some((module.join("."), part, None)),
+        [ref module @ .., part, adapter] if known(part) => Some((module.join("."), part, Some(adapter))),
         _ => None,
     }
 }

@@ -63,21 +63,31 @@ pub(super) fn make(
             made.problems.push(Diagnostic::new(rules::METHOD_SUPPORTED, message).tensor(name).help(help));
             continue;
         }
+        if let Half::Whole(name) = &first
+            && source.info(name).is_some_and(|info| info.shape.dims().len() != 2)
+        {
+            made.incomplete(module, parts, "factors that fit each other: the first is no matrix");
+            continue;
+        }
         let sizes = first.size(&**source).zip(second.size(&**source));
         let Some((rows, cols, rank)) = sizes.filter(|_| used == parts.len()).and_then(|(x, y)| combined(form, x, y)) else {
             made.incomplete(module, parts, "factors that fit each other");
             continue;
         };
-        let name = |part: usize| first.names().get(part).cloned().unwrap_or_default();
+        // B is called after the first tensor and A after the last one.
+        let name = |half: &Half, last: bool| {
+            let names = half.names();
+            if last { names.last().cloned() } else { names.first().cloned() }.unwrap_or_default()
+        };
         let (lefts, rights) = ((first.clone(), second.clone()), (first.clone(), second.clone()));
-        let b = computed(source, &name(0), (rows, rank), move |source| {
+        let b = computed(source, &name(&first, false), (rows, rank), move |source| {
             let (x, y) = (lefts.0.left(source)?, lefts.1.left(source)?);
             Ok(match form {
                 Form::Hadamard => Matrix::of(x.rows, x.cols * y.cols, |i, k| x.at(i, k / y.cols) * y.at(i, k % y.cols)),
                 Form::Kronecker => x.kron(&y),
             })
         });
-        let a = computed(source, &name(1), (rank, cols), move |source| {
+        let a = computed(source, &name(&second, true), (rank, cols), move |source| {
             let (x, y) = (rights.0.right(source)?, rights.1.right(source)?);
             Ok(match form {
                 Form::Hadamard => Matrix::of(x.rows * y.rows, x.cols, |k, j| x.at(k / y.rows, j) * y.at(k % y.rows, j)),
@@ -86,7 +96,11 @@ pub(super) fn make(
         });
         // Written so that alpha / rank is the scale.
         let alpha = scales(module) * rank as f64;
-        made.targets.extend(a.zip(b).map(|(a, b)| Target {
+        let Some((a, b)) = a.zip(b) else {
+            made.too_large(module);
+            continue;
+        };
+        made.targets.push(Target {
             tensor: format!("{module}.weight"),
             kind: Kind::Flat,
             a,
@@ -94,7 +108,7 @@ pub(super) fn make(
             scaling: Scaling { rank, alpha, rule: ScalingRule::Standard },
             bias: None,
             magnitude: None,
-        }));
+        });
     }
 }
 
@@ -121,7 +135,7 @@ impl Half {
     /// The tensors, that of L first.
     fn names(&self) -> Vec<String> {
         match self {
-            Half::Whole(whole) => vec![whole.clone(), whole.clone()].into_iter().take(1).collect(),
+            Half::Whole(whole) => vec![whole.clone()],
             Half::Product(l, r) => vec![l.clone(), r.clone()],
             Half::Core(l, r, core) => vec![l.clone(), r.clone(), core.clone()],
         }

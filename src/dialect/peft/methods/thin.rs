@@ -64,7 +64,11 @@ impl Matrix {
     }
 }
 
-/// A factor of F64 with the name of the tensor that it is mostly made of; `compute` gives a matrix of these sizes.
+/// Bytes of the largest factor that is computed.
+pub(in crate::dialect::peft) const MOST: u64 = 1 << 30;
+
+/// A factor of F64 with the name of the tensor that it is mostly made of; `compute` gives a matrix of these sizes. `None` if it would be too
+/// large.
 pub(in crate::dialect::peft) fn computed(
     source: &Arc<dyn TensorSource>,
     name: &str,
@@ -72,6 +76,7 @@ pub(in crate::dialect::peft) fn computed(
     compute: impl Fn(&dyn TensorSource) -> Result<Matrix> + Send + Sync + 'static,
 ) -> Option<Factor> {
     let info = TensorInfo { dtype: Dtype::F64, shape: Shape::new(vec![rows, cols])? };
+    (info.bytes() <= MOST).then_some(())?;
     let mut derived = Derived::new(source);
     derived.insert(name, info, move |source| Ok(compute(source)?.bytes()));
     let derived: Arc<dyn TensorSource> = Arc::new(derived);

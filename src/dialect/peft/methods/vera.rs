@@ -20,13 +20,16 @@ pub(super) fn make(config: &PeftConfig, modules: &BTreeMap<String, Parts<'_>>, s
         made.problems.push(Diagnostic::new(rules::METHOD_SUPPORTED, message).help(help));
         return;
     };
+    if let Some(parts) = modules.get("").filter(|parts| parts.len() > 2) {
+        made.incomplete("", parts, "vera_A and vera_B alone");
+    }
     let (a, big_b) = (factor(source, shared_a), factor(source, shared_b));
     let (Some((rank, _)), Some((height, b_rank))) = (a.info().shape.matrix(), big_b.info().shape.matrix()) else {
         made.incomplete("", &modules.get("").cloned().unwrap_or_default(), "matrices");
         return;
     };
     for (module, parts) in modules.iter().filter(|(module, _)| !module.is_empty()) {
-        let (Some(&lambda_b), Some(&lambda_d)) = (parts.get("vera_lambda_b"), parts.get("vera_lambda_d")) else {
+        let (Some(&lambda_b), Some(&lambda_d), 2) = (parts.get("vera_lambda_b"), parts.get("vera_lambda_d"), parts.len()) else {
             made.incomplete(module, parts, "vera_lambda_b and vera_lambda_d");
             continue;
         };
@@ -42,7 +45,11 @@ pub(super) fn make(config: &PeftConfig, modules: &BTreeMap<String, Parts<'_>>, s
             let b = Matrix::read(source, b)?;
             Ok(Matrix::of(by_row.rows, b.cols, |row, k| by_row.at(row, 0) * b.at(row, k) * by_rank.at(k, 0)))
         });
-        made.targets.extend(b.map(|b| Target {
+        let Some(b) = b else {
+            made.too_large(module);
+            continue;
+        };
+        made.targets.push(Target {
             tensor: format!("{module}.weight"),
             kind: Kind::Shared(config.orientation),
             a: a.clone(),
@@ -50,6 +57,6 @@ pub(super) fn make(config: &PeftConfig, modules: &BTreeMap<String, Parts<'_>>, s
             scaling: Scaling { rank, alpha: rank as f64, rule: ScalingRule::Standard },
             bias: None,
             magnitude: None,
-        }));
+        });
     }
 }

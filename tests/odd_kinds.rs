@@ -2,69 +2,9 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
-
-use common::read_folder;
-use loratool::{Error, MergeOptions, Weighted, merge, open_adapter, open_checkpoint};
-use safetensors::tensor::{Dtype, TensorView};
-
-/// A tensor: name, dtype, shape, bytes.
-type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
-
-fn f32s(name: &str, shape: &[usize], values: &[f32]) -> Tensor {
-    let bytes = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    (name.to_owned(), Dtype::F32, shape.to_vec(), bytes)
-}
-
-/// Values that are all different.
-fn some(name: &str, shape: &[usize]) -> Tensor {
-    let count = shape.iter().product::<usize>();
-    let values: Vec<f32> = (0..count).map(|i| 0.25 + (i as f32 * 0.37).sin()).collect();
-    f32s(name, shape, &values)
-}
-
-fn save(file: &Path, tensors: &[Tensor]) {
-    let views = tensors.iter().map(|(n, dtype, shape, data)| (n.clone(), TensorView::new(*dtype, shape.clone(), data).unwrap()));
-    std::fs::write(file, safetensors::serialize(views, None).unwrap()).unwrap();
-}
-
-struct Scene {
-    folder: tempfile::TempDir,
-}
-
-impl Scene {
-    fn new(base: &[Tensor], config: &str, adapter: &[Tensor]) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        std::fs::create_dir_all(at("base")).unwrap();
-        std::fs::create_dir_all(at("adapter")).unwrap();
-        save(&at("base/model.safetensors"), base);
-        std::fs::write(at("base/config.json"), r#"{"model_type": "toy", "tie_word_embeddings": false}"#).unwrap();
-        let prefixed: Vec<Tensor> =
-            adapter.iter().map(|(n, d, s, b)| (format!("base_model.model.{n}"), *d, s.clone(), b.clone())).collect();
-        save(&at("adapter/adapter_model.safetensors"), &prefixed);
-        std::fs::write(at("adapter/adapter_config.json"), config).unwrap();
-        Scene { folder }
-    }
-
-    fn at(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn merged(&self, edit: impl FnOnce(&mut MergeOptions)) -> Result<std::collections::BTreeMap<String, common::Values>, Error> {
-        let (base, adapter) = (open_checkpoint(self.at("base"))?, open_adapter(self.at("adapter"))?);
-        let mut options = MergeOptions::default();
-        edit(&mut options);
-        merge(&base, &[Weighted::full(&adapter)], &self.at("out"), &options, &())?;
-        Ok(read_folder(&self.at("out")))
-    }
-
-    fn refused(&self, rule: &str) {
-        let error = self.merged(|_| {}).map(drop).unwrap_err();
-        assert_eq!(error.diagnostics()[0].rule().id, rule, "{error}");
-        assert!(!self.at("out").exists());
-    }
-}
+use common::scene::{Scene, Tensor, f32s, some};
+use loratool::{MergeOptions, Weighted, merge, open_adapter, open_checkpoint};
+use safetensors::tensor::Dtype;
 
 const LORA: &str =
     r#"{"peft_type": "LORA", "r": 2, "lora_alpha": 2, "peft_version": "0.21.2", "target_parameters": ["experts.down_proj"]}"#;

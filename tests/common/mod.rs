@@ -1,6 +1,8 @@
 //! What the integration tests share: where the fixtures are, and values of a safetensors file by an outside reader.
 #![allow(dead_code, reason = "each test binary uses its part")]
 
+pub mod scene;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

@@ -1,0 +1,145 @@
+//! What takes the place of base values: full tensors, and rows of them.
+
+use super::{Binder, Ignored, elsewhere};
+use crate::error::Diagnostic;
+use crate::plan::options::Weighted;
+use crate::plan::quantised::packed_dtype;
+use crate::plan::shape::shape_help;
+use crate::plan::tied;
+use crate::rules;
+use crate::tensor::{Shape, is_plain_float};
+
+impl<'a> Binder<'a, '_> {
+    /// Is it an embedding or an output layer of which only the numbers of rows differ, and may they?
+    fn may_be_resized(&self, name: &str, base: &Shape, with: &Shape) -> bool {
+        self.options.resize_vocabulary
+            && is_vocabulary(name)
+            && base.matrix().zip(with.matrix()).is_some_and(|(base, with)| base.1 == with.1)
+    }
+
+    pub(super) fn bind_replacements(&mut self, weighted: Weighted<'a>) {
+        for replacement in weighted.adapter.replacements() {
+            let with = &replacement.with;
+            if self.options.skip_replacements {
+                self.binding.ignored.push(Ignored { tensor: with.name().to_owned(), flag: "--skip-replacements" });
+                continue;
+            }
+            if weighted.weight == 0.0 {
+                self.binding.ignored.push(Ignored { tensor: with.name().to_owned(), flag: "weight 0" });
+                continue;
+            }
+            if weighted.weight != 1.0 {
+                let message =
+                    format!("{:?} takes the place of a base tensor, which weight {} cannot scale", with.name(), weighted.weight);
+                let help = "give the adapter the weight 1, or leave out its full tensors with --skip-replacements";
+                self.problems.push(Diagnostic::new(rules::METHOD_SUPPORTED, message).tensor(with.name()).help(help));
+                continue;
+            }
+            let located = self.locate(&replacement.tensor);
+            let name = located
+                .as_ref()
+                .map_or_else(|| self.renaming.apply(&replacement.tensor, &|n| self.exists(n)), |(name, _)| name.clone());
+            // What is shared changes under all of its names, and is stored under one.
+            let shared = replacement.shared && self.base.tied(&name).is_some();
+            if let Some(problem) = tied::problem(self.base, &name, self.options.untie).filter(|_| !shared) {
+                self.problems.push(problem.tensor(with.name()));
+                continue;
+            }
+            // Untied, each name has the copy that was saved under it, if one was.
+            let twin = tied::stored_twin(self.base, &name).filter(|_| shared);
+            let both = |twin: &str| {
+                let other = weighted.adapter.replacements().iter().filter(|other| other.tensor != replacement.tensor);
+                other.filter_map(|other| self.locate(&other.tensor)).any(|(other, _)| other == twin)
+            };
+            let name = match twin.filter(|twin| !(self.options.untie && both(twin))) {
+                Some(twin) => twin.to_owned(),
+                None => name,
+            };
+            match located {
+                Some((_, info))
+                    if info.shape != with.info().shape && !self.may_be_resized(&name, &info.shape, &with.info().shape) =>
+                {
+                    let pair = |s: &Shape| s.matrix().unwrap_or((0, 0));
+                    let message = format!("replacement of {name:?} is {} but the base has {}", with.info().shape, info.shape);
+                    let help = shape_help(pair(&with.info().shape), pair(&info.shape));
+                    self.problems.push(Diagnostic::new(rules::REPLACEMENT_SHAPE, message).tensor(with.name()).help(help));
+                    continue;
+                }
+                Some((_, info)) if !is_plain_float(info.dtype) => {
+                    self.problems.push(packed_dtype(&name, &info, self.base));
+                    continue;
+                }
+                None if !self.options.add_new_tensors => {
+                    let message = format!("the adapter brings {name:?}, which the base does not have");
+                    let help = "add it with --add-new-tensors (a head that was trained with the adapter), or leave out all full tensors with --skip-replacements";
+                    self.problems.push(Diagnostic::new(rules::NEW_TENSOR, message).tensor(with.name()).help(help));
+                    continue;
+                }
+                _ => {}
+            }
+            if replacement.shared {
+                self.binding.shared.insert(name.clone());
+            }
+            if self.binding.replacements.insert(name.clone(), with).is_some() {
+                let message = format!("two replacements land on the base tensor {name:?}");
+                self.problems.push(Diagnostic::new(rules::TARGETS_UNIQUE, message).tensor(with.name()));
+            }
+        }
+    }
+
+    pub(super) fn bind_rows(&mut self, weighted: Weighted<'a>) {
+        for rows in weighted.adapter.rows() {
+            let with = &rows.with;
+            let refuse = |rule, message: String| Diagnostic::new(rule, message).tensor(with.name());
+            if self.options.skip_replacements || weighted.weight == 0.0 {
+                let flag = if self.options.skip_replacements { "--skip-replacements" } else { "weight 0" };
+                self.binding.ignored.push(Ignored { tensor: with.name().to_owned(), flag });
+                continue;
+            }
+            if weighted.weight != 1.0 {
+                let message =
+                    format!("{:?} replaces rows of a base tensor, which weight {} cannot scale", with.name(), weighted.weight);
+                let help = "give the adapter the weight 1, or leave out its full tensors with --skip-replacements";
+                self.problems.push(refuse(rules::METHOD_SUPPORTED, message).help(help));
+                continue;
+            }
+            // PEFT replaces the rows under all names that the embedding is tied to, and stores them once.
+            let Some((name, info)) = self.locate(&rows.tensor) else {
+                self.problems.push(elsewhere(&rows.tensor, with.name()));
+                continue;
+            };
+            let name = tied::stored_twin(self.base, &name).map_or(name, str::to_owned);
+            if !is_plain_float(info.dtype) {
+                self.problems.push(packed_dtype(&name, &info, self.base));
+                continue;
+            }
+            let (dims, rows_of) = (info.shape.dims(), with.info().shape.dims());
+            if dims.get(1..) != rows_of.get(1..) {
+                let message = format!("rows for {name:?} are {} but the base has {}", with.info().shape, info.shape);
+                self.problems.push(refuse(rules::REPLACEMENT_SHAPE, message));
+                continue;
+            }
+            if let Some(row) = rows.rows.iter().find(|row| dims.first().is_none_or(|count| **row >= *count)) {
+                let message = format!("row {row} of {name:?} is replaced, but the base has {}", info.shape);
+                let help = "the vocabulary was resized: use the base that the adapter was trained on, resized in the same way";
+                self.problems.push(refuse(rules::REPLACEMENT_SHAPE, message).help(help));
+                continue;
+            }
+            let changed = self.binding.updates.contains_key(&name) || self.binding.replacements.contains_key(&name);
+            if changed || self.binding.rows.insert(name.clone(), rows).is_some() {
+                let message = format!("rows of {name:?} are replaced, and the same adapter changes all of it");
+                self.problems.push(refuse(rules::TARGETS_UNIQUE, message));
+            }
+        }
+    }
+}
+
+/// Has the tensor a row for each token?
+pub(in crate::plan) fn is_vocabulary(name: &str) -> bool {
+    let leaf = name.strip_suffix(".weight").and_then(|module| module.rsplit('.').next());
+    leaf.is_some_and(|leaf| VOCABULARIES.contains(&leaf))
+}
+
+/// Modules with a row for each token.
+const VOCABULARIES: &[&str] =
+    &["embed_tokens", "lm_head", "wte", "word_embeddings", "embed_in", "embed_out", "shared", "tok_embeddings", "output"];

@@ -143,7 +143,7 @@ impl Reader<'_> {
     }
 
     /// The scaling with the rank of the tensors, which the config must agree with. Factors that do not agree with each other are
-    /// left to [`Adapter::new`], which shows their shapes.
+    /// left to [`Adapter::new`](crate::adapter::Adapter::new), which shows their shapes.
     fn check_rank(&mut self, path: &str, a: &Factor, b: &Factor, stated: &scaling::Resolved) -> Scaling {
         let (Some((a_rank, inner)), Some((out, b_rank))) = (a.info().shape.matrix(), b.info().shape.matrix()) else {
             return stated.scaling;

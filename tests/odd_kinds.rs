@@ -160,3 +160,21 @@ fn several_lists_of_layers_are_not_repeated_by_guess() {
     let error = open_checkpoint(two.at("base")).unwrap().replicated(&[(0, 1), (0, 1)]).unwrap_err();
     assert_eq!(error.diagnostics()[0].rule().id, "P-006");
 }
+
+#[test]
+fn lists_of_the_config_are_repeated_with_the_layers_or_named() {
+    let config =
+        r#"{"peft_type": "LORA", "r": 1, "lora_alpha": 1, "layer_replication": [[0, 2], [1, 2]], "target_modules": ["q"]}"#;
+    let adapter = [some("model.layers.2.q.lora_A.weight", &[1, 3]), some("model.layers.2.q.lora_B.weight", &[4, 1])];
+    let layers = ["0", "1"].map(|i| some(&format!("model.layers.{i}.q.weight"), &[4, 3]));
+    let scene = Scene::new(&layers, config, &adapter);
+    let text = r#"{"layer_types": ["a", "b"], "text_config": {"num_hidden_layers": 2, "no_rope_layers": [0, 1]}, "windows": [4, 8],
+        "eos_token_id": [1, 2]}"#;
+    std::fs::write(scene.at("base/config.json"), text).unwrap();
+    let base = open_checkpoint(scene.at("base")).unwrap().replicated(&[(0, 2), (1, 2)]).unwrap();
+    let repeated =
+        text.replace(r#"["a", "b"]"#, r#"["a","b","b"]"#).replace("[0, 1]", "[0,1,1]").replace("layers\": 2", "layers\": 3");
+    assert_eq!(base.config().text().unwrap(), repeated);
+    let warned: Vec<String> = base.warnings().iter().map(ToString::to_string).collect();
+    assert!(warned.iter().any(|w| w.contains("windows")) && !warned.iter().any(|w| w.contains("eos")), "{warned:?}");
+}

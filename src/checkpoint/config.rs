@@ -129,39 +129,38 @@ pub(crate) fn with_vocabulary(text: &str, rows: u64) -> Option<String> {
 
 /// What configs call the number of layers.
 const LAYER_COUNTS: &[&str] = &["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
+/// Lists of transformers 5.23 with one value for each layer.
+const PER_LAYER: &[&str] = &["layer_types", "mlp_layer_types", "no_rope_layers", "layers_block_type", "attention_layers"];
 
 impl ModelConfig {
-    /// The config of a model whose layer number `i` is the stored layer `stack[i]`, of which there are `count`.
-    pub(super) fn with_layers(mut self, stack: &[u64], count: u64) -> Self {
-        let Some(text) = self.text.take() else { return self };
-        let mut edited = text;
+    /// The config of a model whose layer number `i` is the stored layer `stack[i]`, of which there are `count`; and which lists that are as
+    /// long, and may hold a value per layer, are left as they are.
+    pub(super) fn with_layers(mut self, stack: &[u64], count: u64) -> (Self, Vec<String>) {
+        let Some(mut text) = self.text.take() else { return (self, Vec::new()) };
         for key in LAYER_COUNTS {
-            if let Some((counted, _)) = replaced(&edited, key, &stack.len().to_string()) {
-                edited = counted;
+            text = replaced(&text, key, &stack.len().to_string()).map_or(text, |(counted, _)| counted);
+        }
+        let mut left = Vec::new();
+        for (key, values) in lists(&text).into_iter().filter(|(_, values)| values.len() as u64 == count) {
+            if PER_LAYER.contains(&key.as_str()) {
+                let repeated: Vec<_> = stack.iter().filter_map(|layer| values.get(*layer as usize)).collect();
+                let raw = serde_json::to_string(&repeated).unwrap_or_default();
+                text = replaced(&text, &key, &raw).map_or(text, |(repeated, _)| repeated);
+            } else if key != "architectures" && !key.ends_with("_token_id") {
+                left.push(key);
             }
         }
-        // One entry for each layer.
-        let types = value_of(&edited, "layer_types").and_then(|raw| serde_json::from_str::<Vec<serde_json::Value>>(&raw).ok());
-        if let Some(types) = types.filter(|types| types.len() as u64 == count) {
-            let repeated: Vec<_> = stack.iter().filter_map(|layer| types.get(*layer as usize)).collect();
-            let raw = serde_json::to_string(&repeated).unwrap_or_default();
-            if let Some((typed, _)) = replaced(&edited, "layer_types", &raw) {
-                edited = typed;
-            }
-        }
-        self.text = Some(edited);
-        self
+        self.text = Some(text);
+        (self, left)
     }
 }
 
-/// The text of a value at the top or in `text_config`.
-fn value_of(text: &str, key: &str) -> Option<String> {
-    let top = members(text).ok()?;
-    let find = |members: &[Member<'_>]| members.iter().find(|m| m.key == key).map(|m| m.value.get().to_owned());
-    find(&top).or_else(|| {
-        let inner = top.iter().find(|m| m.key == "text_config")?;
-        find(&members(inner.value.get()).ok()?)
-    })
+/// The lists of a config, at the top and in `text_config`.
+fn lists(text: &str) -> Vec<(String, Vec<Box<RawValue>>)> {
+    let top = members(text).unwrap_or_default();
+    let inner = top.iter().filter(|m| m.key == "text_config").flat_map(|m| members(m.value.get()).unwrap_or_default());
+    let all = top.iter().map(|m| (m.key.to_string(), m.value.get())).chain(inner.map(|m| (m.key.into_owned(), m.value.get())));
+    all.filter_map(|(key, raw)| Some((key, serde_json::from_str(raw).ok()?))).collect()
 }
 
 /// The text with every value of `key` replaced, at the top and in `text_config`; and whether there is one at the top. `None` if the text

@@ -60,7 +60,13 @@ impl Checkpoint {
             self.shards.into_iter().map(|shard| super::Shard { file: shard.file.renamed(names_of), ..shard }).collect();
         let by_tensor =
             shards.iter().enumerate().flat_map(|(i, shard)| shard.file.names().map(move |name| (name.to_owned(), i))).collect();
-        let config = self.config.with_layers(&stack, count);
+        let (config, left) = self.config.with_layers(&stack, count);
+        for key in left {
+            let message =
+                format!("{key:?} of config.json has {count} values, as many as there were layers, and is left as it is");
+            let help = "if it holds one for each layer, repeat them in the config of the result";
+            warnings.push(Diagnostic::new(rules::CONFIG_METHOD, message).file(&self.path).help(help));
+        }
         Ok(Checkpoint { shards, by_tensor, warnings, config, replication: ranges.to_vec(), ..self })
     }
 }

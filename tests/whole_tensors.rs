@@ -3,7 +3,7 @@
 mod common;
 
 use common::scene::{Scene, Tensor, f32s, some};
-use loratool::{MergeOptions, open_adapter};
+use loratool::{BindOptions, Limits, MergeOptions, Plan, Weighted, open_adapter, open_checkpoint};
 
 const EMBED: &str = "model.embed_tokens.weight";
 const PAIR: &str = r#""peft_type": "LORA", "r": 1, "lora_alpha": 1, "peft_version": "0.21.2""#;
@@ -123,5 +123,48 @@ fn what_cannot_be_computed_again_is_not_recommended() {
     for init in ["\"corda\"", "\"lora_ga\"", "\"loftq\""] {
         let help = advice(init);
         assert!(help.contains("--residual-base") && !help.contains("--recompute-residual"), "{init}: {help}");
+    }
+}
+
+#[test]
+fn two_copies_of_a_tied_embedding_are_one_if_they_are_equal() {
+    // A vocabulary was resized, and PEFT saved unasked what is one tensor under both of its names.
+    let config = format!(r#"{{{PAIR}, "target_modules": ["q"]}}"#);
+    let with = |head: f32| {
+        let copies = [of(&[7, 3], 7.0, EMBED), of(&[7, 3], head, "lm_head.weight")];
+        Scene::new(&tied_base(), &config, &[&pair("model.layers.0.q")[..], &copies].concat()).tied()
+    };
+    let resize = |o: &mut MergeOptions| o.bind.resize_vocabulary = true;
+    let after = with(7.0).merged(resize).unwrap();
+    assert_eq!((after[EMBED].shape.as_slice(), after.contains_key("lm_head.weight")), (&[7, 3][..], false));
+    let error = with(8.0).merged(resize).unwrap_err();
+    assert_eq!(error.diagnostics()[0].rule().id, "A-009", "{error}");
+}
+
+#[test]
+fn rows_of_a_replaced_embedding_are_those_of_one_adapter() {
+    let config = format!(r#"{{{PAIR}, "target_modules": ["q"], "trainable_token_indices": {{"embed_tokens": [6, 0]}}}}"#);
+    let rows = of(&[2, 3], 9.0, "model.embed_tokens.token_adapter.trainable_tokens_delta");
+    let whole = of(&[7, 3], 7.0, "model.embed_tokens.token_adapter.base_layer.weight");
+    let both = Scene::new(&tied_base(), &config, &[&pair("model.layers.0.q")[..], &[rows.clone(), whole]].concat()).tied();
+    let after = both.merged(|o| o.bind.resize_vocabulary = true).unwrap();
+    let rows_of: Vec<f64> = after[EMBED].data.chunks(3).map(|row| row[0]).collect();
+    assert_eq!(rows_of, [9.0, 7.0, 7.0, 7.0, 7.0, 7.0, 9.0]);
+    // The row that was added is not there without the whole.
+    let alone = Scene::new(&tied_base(), &config, &[&pair("model.layers.0.q")[..], &[rows]].concat()).tied();
+    alone.refused("A-011");
+    // Nor is another adapter's embedding the one that rows are of.
+    let of_old = config.replace("[6, 0]", "[1, 0]");
+    let rows = of(&[2, 3], 9.0, "model.embed_tokens.token_adapter.trainable_tokens_delta");
+    let first = Scene::new(&tied_base(), &of_old, &[&pair("model.layers.0.q")[..], &[rows]].concat());
+    let plain = format!(r#"{{{PAIR}, "target_modules": ["q"]}}"#);
+    let second = Scene::new(&tied_base(), &plain, &[&pair("model.layers.0.q")[..], &[of(&[7, 3], 8.0, EMBED)]].concat());
+    let base = open_checkpoint(both.at("base")).unwrap();
+    let (first, second) = (open_adapter(first.at("adapter")).unwrap(), open_adapter(second.at("adapter")).unwrap());
+    let mut bind = BindOptions::default();
+    bind.resize_vocabulary = true;
+    for pair in [[&first, &second], [&second, &first]] {
+        let error = Plan::new(&base, &pair.map(Weighted::full), &bind, &Limits::default()).unwrap_err();
+        assert_eq!(error.diagnostics()[0].rule().id, "A-009", "{error}");
     }
 }

@@ -223,9 +223,10 @@ def check_adapter(file, targets, replacements, warn, rows=(), rescalings=()):
         need(len(shape) >= 2 and shape[0] == len(r["rows"]) > 0, "A-004", r["with"])
         need(len(set(r["rows"])) == len(r["rows"]), "A-009", r["with"])
     updated = [t["tensor"] for t in [*targets, *rescalings]] + [t["bias"]["tensor"] for t in targets if "bias" in t]
-    replaced = [r["tensor"] for r in [*replacements, *rows]]
-    need(len(updated) == len(set(updated)) and len(replaced) == len(set(replaced)), "A-009")
-    need(updated or replaced, "A-012")
+    for replaced in (replacements, rows):
+        need(len({r["tensor"] for r in replaced}) == len(replaced), "A-009")
+    need(len(updated) == len(set(updated)), "A-009")
+    need(updated or replacements or rows, "A-012")
 
 
 def check_finite(file):
@@ -349,6 +350,7 @@ BESIDE = re.compile(r"(.+)\.(lora_magnitude_vector)(?:\.weight|(?:\.([^.]+))?(?:
                     r"|(.+?)(?:\.token_adapter)?\.(trainable_tokens_delta)(?:\.([^.]+))?")
 FOREIGN = re.compile(r"(lora_unet_|lora_te\d?_|lora_transformer_|lycoris_).*|.*\.lora_(down|up|mid)\.weight|.*lora\.(down|up)\.weight|.*\.lora_[ab](\.weight)?"
                      r"|(unet|text_encoder|text_encoder_2)\..*\.lora_[AB]\.weight|transformer\.(single_)?transformer_blocks\..*\.lora_[AB]\.weight")
+HEADS = ["lm_head", "embed_out"]
 TRAINING = ("lora_velora_", "lora_monteclora_")
 OTHER_METHODS = tuple("""lora_E ranknum trainable_tokens_original hada_ lokr_ oft_ boft_ ia3_l vera_ pvera_ randlora_ vblora_ fourierft_ prompt_""".split())
 ends_with = lambda path, names: any(("." + path).endswith("." + name) for name in names)
@@ -403,7 +405,8 @@ def peft_parts(file, config, warn):
         path = name.removeprefix("base_model.model.")
         need("." in path, "P-011", name)
         parts, hit, beside = path.split("."), FACTOR.fullmatch(path), BESIDE.fullmatch(path)
-        if any(p.startswith(TRAINING) for p in parts[-3:]):  # left out
+        copy = re.fullmatch(r"(.*)\.(modules_to_save|original_module)\.weight", name)
+        if any(p.startswith(TRAINING) for p in parts[-3:]) or copy and copy[1] + ".weight" in names:  # left out
             warn.append("P-011")
             del file.tensors[name]
         elif hit or beside:
@@ -421,6 +424,7 @@ def peft_parts(file, config, warn):
             need(parts[-1] not in ("lora_A", "lora_B") and not any(p.startswith(OTHER_METHODS) for p in parts[-3:]), "A-010", name)
             own = len(parts) > 2 and parts[-2] == "base_layer" and parts[-1] in ("weight", "bias")
             need(own or not {"base_layer", "original_module"} & set(parts), "A-010", name)
+            path = re.sub(r"\.token_adapter\.base_layer\.weight$", ".base_layer.weight", path)
             full[name] = re.sub(r"\.modules_to_save\.[^.]+\.", ".", path)
     need(len(adapters) <= 1, "P-012", str(adapters))
     return pairs, rows, full, made
@@ -574,13 +578,17 @@ def read_peft(folder, warn):
         parents = [tensor[:dot.start()] for dot in re.finditer(r"\.", tensor)]
         announced = any(m and parent.endswith(m) for m in saved for parent in parents) or is_embedding(tensor)
         announced = announced or leaf == "bias" and (bias == "all" or bias == "lora_only" and module in pairs)
-        announced = announced or own and leaf == "weight" and module in pairs
+        announced = announced or own and leaf == "weight" and (module in pairs or module in rows_of)
         need(announced, "P-011" if re.search(r"(^|\.)lora_", tensor) else "P-013", name)
         replacements.append({"tensor": tensor, "with": name})
     listed = config.get("token_indices" if config["peft_type"] == "TRAINABLE_TOKENS" else "trainable_token_indices") or {}
     listed = listed if isinstance(listed, dict) else {"": listed}
-    for module, name in rows_of.items():
+    values = lambda name: (file.tensors[name][:2], bytes(file.data(name)))
+    for module, name in sorted(rows_of.items(), key=lambda item: ends_with(item[0], HEADS)):
         of = next((key for key in listed if not key or ends_with(module, [key])), None)
+        if not of and ends_with(module, HEADS) and any(values(name) == values(r["with"]) for r in rows):
+            warn.append("P-011")
+            continue
         need(of is not None, "P-013", name)
         rows.append({"tensor": module + ".weight", "rows": listed[of], "with": name})
     need(all(any(not key or ends_with(module, [key]) for module in rows_of) for key in listed), "A-001", "rows")

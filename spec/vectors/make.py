@@ -173,7 +173,8 @@ def container(parts=None, replacements=None, edit=None, metadata=None, extra=Non
     targets, tensors = [t for t, _ in parts], {n: t for _, ts in parts for n, t in ts.items()}
     replacements, rows = replacements or {}, rows or {}
     own = {t["tensor"] for t in targets}  # of a module with factors: PEFT wraps the layer and its own parameters
-    name = lambda n: P + (n[:-len("weight")] + "base_layer.weight" if n in own else n)
+    wrapped = lambda n: "token_adapter.base_layer.weight" if n in rows else "base_layer.weight"
+    name = lambda n: P + (n[:-len("weight")] + wrapped(n) if n in own or n in rows else n)
     of_rows = lambda n: P + n.removesuffix(".weight") + ".token_adapter.trainable_tokens_delta"
     of_rescaling = lambda n: P + n.removesuffix(".weight").removesuffix(".bias") + ".ia3_l"  # weight and bias have it in common
     tensors.update({name(n): t for n, t in replacements.items()})
@@ -539,7 +540,8 @@ def more_members(cn, put, drop, q):
     cn("n_A-004_rows_flat", rows(three(shape=[3])), "rows without columns")
     cn("n_A-004_rows_none", rows(three(shape=[0, 2]), ()), "no rows at all")
     cn("n_A-009_row_twice", rows(three(), (7, 0, 7)), "one row twice")
-    cn("n_A-009_rows_and_replacement", rows(three(), replacements={"wte.weight": tensor("F32", [9, 2])}), "rows of a tensor that is replaced")
+    cn("y_A-009_rows_and_replacement", rows(three(), replacements={"wte.weight": tensor("F32", [9, 2])}), "rows of a tensor that is replaced: the replacement comes first")
+    cn("n_A-009_rows_twice", rows(three(), edit=lambda m: m["rows"].append({"tensor": "wte.weight", "rows": [1, 2, 4], "with": "x"}), extra={"x": three()}), "two lists of rows of one tensor")
     cn("n_C-033_row_negative", rows(three(), edit=put("rows", 0, "rows", [7, -1, 3])), "a row before the first")
     cn("n_C-033_unknown_in_rows", rows(three(), edit=put("rows", 0, "scale", 1.0)), "an unknown member of rows")
     cn("n_C-033_unlisted_rows", rows(three(), edit=put("required", [])), "rows that `required` does not list")
@@ -799,6 +801,16 @@ def more_of_peft(pf, files, pair, layers, with_, dense):
     tokens = {P + "emb.token_adapter.trainable_tokens_delta": tensor("F32", [2, 3])}
     pf("y_P-006_trainable_tokens", files(with_(tokens), trainable_token_indices={"emb": [7, 1]}), "rows of an embedding")
     pf("y_P-006_trainable_tokens_list", files(with_(tokens), trainable_token_indices=[7, 1]), "the same, as a list for the input embedding")
+    whole = {P + "emb.token_adapter.base_layer.weight": tensor("F32", [9, 3])}
+    pf("y_P-013_tokens_added", files(with_({**tokens, **whole}), trainable_token_indices={"emb": [7, 1]}), "a resized embedding, and rows of it")
+    bare = {P + "emb.base_layer.weight": tensor("F32", [9, 3])}
+    pf("n_P-013_whole_without_rows", files(with_(bare)), "the weight of a wrapped layer that has neither factors nor rows")
+    head = {P + "lm_head.token_adapter.trainable_tokens_delta": tensor("F32", [2, 3], [1, 2, 3, 4, 5, 6])}
+    same = lambda tensors: {**tensors, P + "lm_head.token_adapter.trainable_tokens_delta": tensors[P + "emb.token_adapter.trainable_tokens_delta"]}
+    pf("y_P-013_tokens_tied", files(with_(same(tokens)), trainable_token_indices={"emb": [7, 1]}), "the same rows under the name of the tied head", warns=["P-011"])
+    pf("n_P-013_tokens_of_another", files(with_({**tokens, **head}), trainable_token_indices={"emb": [7, 1]}), "other rows, of a head that the config does not name")
+    copies = {P + "embed_tokens" + end: tensor("F32", [4, 3]) for end in (".weight", ".modules_to_save.weight", ".original_module.weight")}
+    pf("y_P-011_second_copies", files(with_(copies), modules_to_save=["embed_tokens"]), "two more copies of an embedding that was trained whole", warns=["P-011"])
     pf("n_A-001_tokens_missing", files(trainable_token_indices={"emb": [1]}), "rows that are not in the file")
     pf("n_P-013_tokens_unnamed", files(with_(tokens)), "rows whose numbers nobody states")
     pf("n_A-004_tokens_count", files(with_(tokens), trainable_token_indices={"emb": [7, 1, 2]}), "three numbers, two rows")

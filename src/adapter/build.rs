@@ -267,13 +267,13 @@ fn check_scaling(target: &Target, problems: &mut Vec<Diagnostic>, warnings: &mut
     }
 }
 
-/// No base tensor may be updated twice, nor replaced twice. One replacement and one update of the same tensor are fine: the
-/// replacement comes first (PEFT stores the embedding matrix beside its LoRA).
+/// No base tensor may be updated twice, nor replaced twice. One replacement and one update of the same tensor, or rows of it, are fine:
+/// the replacement comes first (PEFT stores the embedding matrix beside its LoRA, or beside the tokens that were trained).
 fn check_unique(parts: &AdapterParts, problems: &mut Vec<Diagnostic>) {
     let weights = parts.targets.iter().map(|t| (t.tensor.as_str(), t.a.name()));
     let biases = parts.targets.iter().filter_map(|t| t.bias.as_ref()).map(|b| (b.tensor.as_str(), b.delta.name()));
     let whole = parts.replacements.iter().map(|r| (r.tensor.as_str(), r.with.name()));
-    let replacements = whole.chain(parts.rows.iter().map(|r| (r.tensor.as_str(), r.with.name())));
+    let rows = parts.rows.iter().map(|r| (r.tensor.as_str(), r.with.name()));
     let rescaled = parts.rescalings.iter().map(|r| (r.tensor.as_str(), r.by.name()));
     let mut check = |names: &mut dyn Iterator<Item = (&str, &str)>, what: &str| {
         let mut seen: HashMap<String, String> = HashMap::new();
@@ -285,5 +285,6 @@ fn check_unique(parts: &AdapterParts, problems: &mut Vec<Diagnostic>) {
         }
     };
     check(&mut weights.chain(biases).chain(rescaled), "updated");
-    check(&mut { replacements }, "replaced");
+    check(&mut { whole }, "replaced");
+    check(&mut { rows }, "replaced in part");
 }

@@ -42,7 +42,34 @@ impl Factor {
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<()> {
         self.source.read(&self.name, offset, buf)
     }
+
+    /// Whether the other has the same dtype, shape and bytes. Reads both, a part at a time.
+    ///
+    /// # Errors
+    /// As [`TensorSource::read`].
+    pub(crate) fn equals(&self, other: &Factor) -> Result<bool> {
+        if self.info != other.info {
+            return Ok(false);
+        }
+        let bytes = self.info.bytes();
+        let (mut ours, mut theirs) = (vec![0; PART], vec![0; PART]);
+        let mut at = 0;
+        while at < bytes {
+            let len = usize::try_from(bytes - at).unwrap_or(PART).min(PART);
+            let (Some(ours), Some(theirs)) = (ours.get_mut(..len), theirs.get_mut(..len)) else { return Ok(false) };
+            self.read(at, ours)?;
+            other.read(at, theirs)?;
+            if ours != theirs {
+                return Ok(false);
+            }
+            at += len as u64;
+        }
+        Ok(true)
+    }
 }
+
+/// Bytes that are compared at a time.
+const PART: usize = 1 << 20;
 
 impl std::fmt::Debug for Factor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -177,6 +177,7 @@ fn balance(plan: &Plan<'_>, adapters: &[Weighted<'_>]) -> Result<Balance> {
         let whole = whole.into_iter().chain(change.patches.iter().map(|patch| patch.with));
         applied.extend(whole.map(|factor| (None, factor.source().label(), factor.name())));
     }
+    applied.extend(plan.copies().iter().map(|copy| (None, copy.source().label(), copy.name())));
     let balance = Balance {
         adapter_tensors: adapters.iter().map(|w| distinct(w.adapter)).sum(),
         applied: applied.len() as u64,
@@ -214,6 +215,7 @@ fn tensor_report(change: &Change<'_>, file: &str) -> TensorReport {
         (false, true) if !change.patches.is_empty() => "replace rows",
         (false, false) if change.contributions.iter().all(|c| c.rank == 0) => "rescale",
         (false, false) => "update",
+        (true, true) if !change.patches.is_empty() => "replace+rows",
         (true, true) => "replace",
         (true, false) => "replace+update",
         (false, true) if is_conversion(change) => "convert",

@@ -158,6 +158,7 @@ pub struct Plan<'a> {
     pub(crate) output: OutputOptions,
     renamings: Vec<Renaming>,
     ignored: Vec<Ignored>,
+    copies: Vec<&'a Factor>,
     warnings: Vec<Diagnostic>,
 }
 
@@ -225,11 +226,17 @@ impl<'a> Plan<'a> {
         let mut replacements: BTreeMap<String, &'a Factor> = BTreeMap::new();
         let (mut ignored, mut warnings, mut renamings) = (Vec::new(), Vec::new(), Vec::new());
         let mut problems = Vec::new();
+        // Which adapter replaces a tensor, and which rows of it.
+        let mut whole: BTreeMap<String, usize> = BTreeMap::new();
+        let mut parts: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
+        let mut copies = Vec::new();
         for binding in bindings {
+            copies.extend(binding.copies);
             for (name, contribution) in binding.updates {
                 updates.entry(name).or_default().push(contribution);
             }
             for (name, with) in binding.replacements {
+                whole.insert(name.clone(), binding.index);
                 if let Some(first) = replacements.insert(name.clone(), with) {
                     let message = format!(
                         "{name:?} is replaced by two adapters, from {:?} and {:?}",
@@ -242,6 +249,7 @@ impl<'a> Plan<'a> {
             }
             for (name, rows) in binding.rows {
                 let new = rows.rows.iter().enumerate();
+                parts.entry(name.clone()).or_default().insert(binding.index);
                 patches.entry(name).or_default().extend(new.map(|(i, row)| Patch {
                     row: *row,
                     with: &rows.with,
@@ -260,7 +268,9 @@ impl<'a> Plan<'a> {
                 let message = format!("row {} of {name:?} is replaced by two adapters, from {of} and {and}", first.row);
                 problems.push(Diagnostic::new(rules::TARGETS_UNIQUE, message).tensor(second.with.name()));
             }
-            if updates.contains_key(name) || replacements.contains_key(name) {
+            let of = parts.get(name);
+            let by_others = whole.get(name).is_some_and(|whole| of.is_some_and(|parts| parts.iter().any(|part| part != whole)));
+            if updates.contains_key(name) || by_others {
                 let message = format!("one adapter replaces rows of {name:?} and another changes all of it");
                 let help = "merge one of them first, then the other into the result";
                 problems.push(Diagnostic::new(rules::TARGETS_UNIQUE, message).tensor(name).help(help));
@@ -298,7 +308,7 @@ impl<'a> Plan<'a> {
         changed.extend(quantised.values().map(|how| how.scales.clone()));
         let shards = Outline { base, output, updates, replacements, shared, patches, quantised, changed }.shards();
         let keep_nonfinite = options.allow_nonfinite_base;
-        let plan = Plan { base, shards, untied, keep_nonfinite, output: output.clone(), renamings, ignored, warnings };
+        let plan = Plan { base, shards, untied, keep_nonfinite, output: output.clone(), renamings, ignored, copies, warnings };
         plan.check_replay()?;
         plan.check_vocabulary()?;
         Ok(plan)
@@ -323,6 +333,11 @@ impl<'a> Plan<'a> {
     /// Adapter tensors that are left out, each by a flag.
     pub fn ignored(&self) -> &[Ignored] {
         &self.ignored
+    }
+
+    /// Adapter tensors that are equal to another one of the adapter, which is applied in their place too: a tied weight has two names.
+    pub(crate) fn copies(&self) -> &[&'a Factor] {
+        &self.copies
     }
 
     /// What is worth saying before the merge.

@@ -143,7 +143,7 @@ pub struct TensorReport {
     pub converted_from: Option<String>,
     /// Its shape.
     pub shape: Vec<u64>,
-    /// `update`, `replace`, `replace+update`, `untie` (a copy under a second name), `convert` (the dtype alone changes), or `requantise` (the
+    /// `update`, `rescale`, `replace`, `replace rows`, `replace+rows`, `replace+update`, `untie` (a copy under a second name), `convert` (the dtype alone changes), or `requantise` (the
     /// scales of a weight that is updated).
     pub action: &'static str,
     /// The base has no tensor of this name.

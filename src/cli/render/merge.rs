@@ -162,7 +162,7 @@ fn percent(share: f64) -> String {
     }
 }
 
-/// What an update is not: full tensors that were put in place, and copies under a second name.
+/// What an update is not: full tensors and rows that were put in place, what was multiplied, and copies under a second name.
 fn others(report: &MergeReport) -> String {
     let is_other = |tensor: &&TensorReport| !matches!(tensor.action, "update" | "convert");
     let others: Vec<&TensorReport> = report.tensors.iter().filter(is_other).collect();
@@ -170,6 +170,9 @@ fn others(report: &MergeReport) -> String {
         let action = match tensor.action {
             "replace" => "replaced",
             "replace+update" => "replaced, then updated",
+            "replace+rows" => "replaced, then rows of it",
+            "replace rows" => "rows replaced",
+            "rescale" => "multiplied",
             "untie" => "untied",
             "requantise" => "scales of a weight",
             other => other,
@@ -177,8 +180,13 @@ fn others(report: &MergeReport) -> String {
         let added = if tensor.added { ", added" } else { "" };
         vec![figure::shape(&tensor.shape), tensor.dtype.clone(), format!("{action}{added}")]
     };
-    let columns =
-        [Column::Text("in full"), Column::Text("layers"), Column::Number("shape"), Column::Text("dtype"), Column::Text("what")];
+    let columns = [
+        Column::Text("otherwise changed"),
+        Column::Text("layers"),
+        Column::Number("shape"),
+        Column::Text("dtype"),
+        Column::Text("what"),
+    ];
     let groups = group(others.iter().map(|tensor| (tensor.tensor.as_str(), facts(tensor))));
     let rows = labels(&groups).into_iter().zip(&groups).map(|(label, group)| {
         let mut row = vec![label, group.layers()];

@@ -56,9 +56,13 @@ pub(super) fn modules(adapter: &Adapter) -> HashSet<&str> {
     adapter.targets().iter().filter_map(|target| module(&target.tensor)).collect()
 }
 
-/// Names a replacement. PEFT wraps a targeted module, so the module's own weight and bias lie one level deeper there.
-pub(super) fn of_replacement(replacement: &Replacement, modules: &HashSet<&str>) -> String {
+/// Names a replacement. PEFT wraps a targeted module, so the module's own weight and bias lie one level deeper there, and so does an
+/// embedding of which tokens were trained.
+pub(super) fn of_replacement(adapter: &Adapter, replacement: &Replacement, modules: &HashSet<&str>) -> String {
     match replacement.tensor.rsplit_once('.') {
+        Some((module, "weight")) if adapter.rows().iter().any(|rows| rows.tensor == replacement.tensor) => {
+            format!("{PREFIX}{module}.token_adapter.base_layer.weight")
+        }
         Some((module, own)) if modules.contains(module) => format!("{PREFIX}{module}.base_layer.{own}"),
         _ => format!("{PREFIX}{}", replacement.tensor),
     }

@@ -100,7 +100,7 @@ fn draft<'a>(
     let modules = names::modules(adapter);
     let mut replacements = Vec::with_capacity(adapter.replacements().len());
     for replacement in adapter.replacements() {
-        let with = add(names::of_replacement(replacement, &modules), &replacement.with)?;
+        let with = add(names::of_replacement(adapter, replacement, &modules), &replacement.with)?;
         replacements.push(ReplacementEntry { tensor: replacement.tensor.clone(), with, shared: replacement.shared });
     }
     let mut rows = Vec::with_capacity(adapter.rows().len());

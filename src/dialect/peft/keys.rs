@@ -151,6 +151,7 @@ fn read<'s, 'a>(name: &str, segments: &'s [&'a str], exists: &dyn Fn(&str) -> bo
         [module @ .., "trainable_tokens_delta"] => (module, Role::Rows, None),
         [module @ .., "trainable_tokens_delta", adapter] => (module, Role::Rows, Some(adapter)),
         [module @ .., "base_layer", "bias"] => (module, Role::BaseBias, None),
+        [module @ .., "token_adapter", "base_layer", "weight"] => (module, Role::BaseWeight, None),
         [module @ .., "base_layer", "weight"] => (module, Role::BaseWeight, None),
         [module @ .., "lora_A" | "lora_B"] => {
             (module, Role::Refused("a factor without .weight, as AdaLoRA and Microsoft's loralib store it", MERGE_IN_PEFT), None)

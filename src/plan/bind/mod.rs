@@ -43,6 +43,8 @@ pub struct Binding<'a> {
     pub(in crate::plan) replacements: BTreeMap<String, &'a Factor>,
     /// Base tensors that are replaced under all names that they are tied to.
     pub(in crate::plan) shared: BTreeSet<String>,
+    /// What is equal to another tensor of the adapter that is applied: PEFT saves a tied weight under both of its names.
+    pub(in crate::plan) copies: Vec<&'a Factor>,
     /// Rows that are replaced, by base tensor.
     pub(in crate::plan) rows: BTreeMap<String, &'a RowReplacement>,
     pub(in crate::plan) ignored: Vec<Ignored>,
@@ -69,6 +71,7 @@ impl<'a> Binding<'a> {
                 updates: BTreeMap::new(),
                 replacements: BTreeMap::new(),
                 shared: BTreeSet::new(),
+                copies: Vec::new(),
                 rows: BTreeMap::new(),
                 ignored: Vec::new(),
                 warnings: Vec::new(),

@@ -1,7 +1,8 @@
 //! What takes the place of base values: full tensors, and rows of them.
 
 use super::{Binder, Ignored, elsewhere};
-use crate::error::Diagnostic;
+use crate::adapter::Replacement;
+use crate::error::{Diagnostic, Result};
 use crate::plan::options::Weighted;
 use crate::plan::quantised::packed_dtype;
 use crate::plan::shape::shape_help;
@@ -9,12 +10,28 @@ use crate::plan::tied;
 use crate::rules;
 use crate::tensor::{Shape, is_plain_float};
 
+/// What an adapter has for the other name of a tied weight.
+enum Copied {
+    No,
+    Equal,
+    Other,
+}
+
 impl<'a> Binder<'a, '_> {
-    /// Is it an embedding or an output layer of which only the numbers of rows differ, and may they?
-    fn may_be_resized(&self, name: &str, base: &Shape, with: &Shape) -> bool {
-        self.options.resize_vocabulary
-            && is_vocabulary(name)
-            && base.matrix().zip(with.matrix()).is_some_and(|(base, with)| base.1 == with.1)
+    /// Is it an embedding or an output layer of which only the numbers of rows differ?
+    fn is_resized(name: &str, base: &Shape, with: &Shape) -> bool {
+        is_vocabulary(name) && base.matrix().zip(with.matrix()).is_some_and(|(base, with)| base.1 == with.1)
+    }
+
+    /// Whether the adapter also replaces the stored name of a weight that `replacement` replaces under a name that is left out.
+    fn other_copy(&self, weighted: Weighted<'a>, replacement: &Replacement, twin: &str) -> Result<Copied> {
+        let others = weighted.adapter.replacements().iter().filter(|other| other.tensor != replacement.tensor);
+        let other = others.into_iter().find(|other| self.locate(&other.tensor).is_some_and(|(name, _)| name == twin));
+        match other {
+            None => Ok(Copied::No),
+            Some(other) if other.shared && other.with.equals(&replacement.with)? => Ok(Copied::Equal),
+            Some(_) => Ok(Copied::Other),
+        }
     }
 
     pub(super) fn bind_replacements(&mut self, weighted: Weighted<'a>) {
@@ -45,23 +62,33 @@ impl<'a> Binder<'a, '_> {
                 self.problems.push(problem.tensor(with.name()));
                 continue;
             }
-            // Untied, each name has the copy that was saved under it, if one was.
-            let twin = tied::stored_twin(self.base, &name).filter(|_| shared);
-            let both = |twin: &str| {
-                let other = weighted.adapter.replacements().iter().filter(|other| other.tensor != replacement.tensor);
-                other.filter_map(|other| self.locate(&other.tensor)).any(|(other, _)| other == twin)
-            };
-            let name = match twin.filter(|twin| !(self.options.untie && both(twin))) {
-                Some(twin) => twin.to_owned(),
+            let name = match tied::stored_twin(self.base, &name).filter(|_| shared) {
                 None => name,
+                Some(twin) => match self.other_copy(weighted, replacement, twin) {
+                    Err(error) => {
+                        self.problems.extend(error.into_diagnostics());
+                        continue;
+                    }
+                    Ok(Copied::Equal) => {
+                        self.binding.copies.push(with);
+                        continue;
+                    }
+                    // Untied, each name has the copy that was saved under it.
+                    Ok(Copied::Other) if self.options.untie => name,
+                    Ok(Copied::Other | Copied::No) => twin.to_owned(),
+                },
             };
             match located {
                 Some((_, info))
-                    if info.shape != with.info().shape && !self.may_be_resized(&name, &info.shape, &with.info().shape) =>
+                    if info.shape != with.info().shape
+                        && !(self.options.resize_vocabulary && Self::is_resized(&name, &info.shape, &with.info().shape)) =>
                 {
                     let pair = |s: &Shape| s.matrix().unwrap_or((0, 0));
                     let message = format!("replacement of {name:?} is {} but the base has {}", with.info().shape, info.shape);
-                    let help = shape_help(pair(&with.info().shape), pair(&info.shape));
+                    let help = match Self::is_resized(&name, &info.shape, &with.info().shape) {
+                        true => "if the vocabulary was resized, pass --resize-vocab: the result then has that of the adapter",
+                        false => shape_help(pair(&with.info().shape), pair(&info.shape)),
+                    };
                     self.problems.push(Diagnostic::new(rules::REPLACEMENT_SHAPE, message).tensor(with.name()).help(help));
                     continue;
                 }
@@ -103,31 +130,45 @@ impl<'a> Binder<'a, '_> {
                 self.problems.push(refuse(rules::METHOD_SUPPORTED, message).help(help));
                 continue;
             }
-            // PEFT replaces the rows under all names that the embedding is tied to, and stores them once.
+            // PEFT replaces the rows under all names that the embedding is tied to.
             let Some((name, info)) = self.locate(&rows.tensor) else {
                 self.problems.push(elsewhere(&rows.tensor, with.name()));
                 continue;
             };
-            let name = tied::stored_twin(self.base, &name).map_or(name, str::to_owned);
+            let own = self.binding.replacements.get(&name).copied();
+            let name = match tied::stored_twin(self.base, &name).filter(|_| own.is_none()) {
+                Some(twin) => twin.to_owned(),
+                None => name,
+            };
+            let replaced = weighted.adapter.replacements().iter().any(|whole| whole.tensor == rows.tensor);
+            if replaced && !self.binding.replacements.contains_key(&name) {
+                // It was refused, which is said.
+                continue;
+            }
+            let whole = self.binding.replacements.get(&name).map_or(&info.shape, |whole| &whole.info().shape);
             if !is_plain_float(info.dtype) {
                 self.problems.push(packed_dtype(&name, &info, self.base));
                 continue;
             }
-            let (dims, rows_of) = (info.shape.dims(), with.info().shape.dims());
+            let (dims, rows_of) = (whole.dims(), with.info().shape.dims());
             if dims.get(1..) != rows_of.get(1..) {
-                let message = format!("rows for {name:?} are {} but the base has {}", with.info().shape, info.shape);
+                let message = format!("rows for {name:?} are {} but the base has {whole}", with.info().shape);
                 self.problems.push(refuse(rules::REPLACEMENT_SHAPE, message));
                 continue;
             }
             if let Some(row) = rows.rows.iter().find(|row| dims.first().is_none_or(|count| **row >= *count)) {
-                let message = format!("row {row} of {name:?} is replaced, but the base has {}", info.shape);
+                let message = format!("row {row} of {name:?} is replaced, but the base has {whole}");
                 let help = "the vocabulary was resized: use the base that the adapter was trained on, resized in the same way";
                 self.problems.push(refuse(rules::REPLACEMENT_SHAPE, message).help(help));
                 continue;
             }
-            let changed = self.binding.updates.contains_key(&name) || self.binding.replacements.contains_key(&name);
-            if changed || self.binding.rows.insert(name.clone(), rows).is_some() {
-                let message = format!("rows of {name:?} are replaced, and the same adapter changes all of it");
+            if self.binding.updates.contains_key(&name) {
+                let message = format!("rows of {name:?} are replaced, and the same adapter updates all of it");
+                self.problems.push(refuse(rules::TARGETS_UNIQUE, message));
+                continue;
+            }
+            if self.binding.rows.insert(name.clone(), rows).is_some() {
+                let message = format!("two lists of rows are replaced in {name:?}");
                 self.problems.push(refuse(rules::TARGETS_UNIQUE, message));
             }
         }

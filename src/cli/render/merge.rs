@@ -249,7 +249,7 @@ fn balance(report: &MergeReport) -> String {
         if let Some(survived) = report.survived {
             let whole = percent(survived);
             let each = figure::range(report.tensors.iter().filter_map(|tensor| tensor.gain), percent);
-            text.push_str(&format!("; {whole} % of the update survived rounding"));
+            text.push_str(&format!("\n{whole} % of the update survived rounding"));
             if each != whole {
                 text.push_str(&format!(" ({each} % by tensor)"));
             }

@@ -188,9 +188,8 @@ fn the_bytes_do_not_depend_on_how_the_work_is_cut() {
     }
 }
 
-/// Kinds that are not written in PEFT's packing yet, by the rule that says so.
-const NOT_WRITTEN: &[&str] =
-    &["experts-2d", "loftq-config", "corda-config", "lora-ga-config", "pissa", "olora", "layer-replication"];
+/// Kinds that PEFT's files cannot hold: the order of the parameters of this module is known to its caller alone.
+const NOT_WRITTEN: &[&str] = &["experts-2d"];
 
 /// A container and what is made of it merge to the same bytes, and `verify` recognises them.
 #[test]
@@ -214,7 +213,7 @@ fn a_container_holds_every_kind_and_gives_it_back() {
             match convert(&read, &back, &converting, &()) {
                 Ok(_) => through.push(open_adapter(&back).unwrap_or_else(|e| panic!("{}: {e}", case.golden.display()))),
                 Err(error) => {
-                    let known = NOT_WRITTEN.iter().any(|kind| case.kind.starts_with(kind));
+                    let known = NOT_WRITTEN.contains(&case.kind.as_str());
                     assert!(
                         known && matches!(error.diagnostics()[0].rule().id, "P-006" | "P-011"),
                         "{}: {error}",

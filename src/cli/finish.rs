@@ -87,6 +87,8 @@ pub(super) struct Inspected {
 pub(super) struct Fit {
     /// The base, as given.
     pub base: String,
+    /// `model_type` of the base, if it says so.
+    pub model_type: Option<String>,
     /// Base tensors that the adapter changes.
     pub tensors: u64,
     /// Adapter tensors that a flag leaves out.

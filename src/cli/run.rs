@@ -73,6 +73,7 @@ fn fit(job: &InspectJob, adapter: &Adapter) -> Result<Fit> {
     let renaming = plan.renamings().first().filter(|renaming| !renaming.is_identity()).cloned();
     Ok(Fit {
         base: base.path().display().to_string(),
+        model_type: base.config().model_type.clone(),
         tensors: binding.tensors().count() as u64,
         ignored: plan.ignored().len() as u64,
         renaming,

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::method;
+use super::{family, method};
 use crate::adapter::{Adapter, Axis, Kind, Orientation, Target};
 use crate::checkpoint::{Checkpoint, Shard};
 use crate::error::Result;
@@ -34,6 +34,7 @@ pub fn inspect_adapter(adapter: &Adapter, options: &InspectOptions) -> Result<Ad
         path: adapter.label().to_owned(),
         dialect: adapter.dialect(),
         method: method::method(adapter),
+        family: family::family(adapter),
         needs: method::needs(adapter),
         base_name: adapter.base().name.clone(),
         base_structure: adapter.base().structure.clone(),

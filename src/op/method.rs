@@ -56,7 +56,7 @@ pub(super) fn needs(adapter: &Adapter) -> Vec<String> {
     match adapter.parts().residual.as_ref().map(|(_, removed)| *removed) {
         None => {}
         Some(Removed::Unknown) => needs.push("--residual-base, with the base of training".to_owned()),
-        Some(_) => needs.push("--recompute-residual, or --residual-base with the base of training".to_owned()),
+        Some(_) => needs.push("--recompute-residual, or --residual-base with that of training".to_owned()),
     }
     if !adapter.replication().is_empty() {
         let layers: u64 = adapter.replication().iter().map(|(start, end)| end.saturating_sub(*start)).sum();
@@ -65,8 +65,11 @@ pub(super) fn needs(adapter: &Adapter) -> Vec<String> {
     if adapter.targets().iter().any(|target| matches!(target.kind, Kind::Flat | Kind::Shared(_))) {
         needs.push("the base, to be converted to another format".to_owned());
     }
-    if !adapter.rows().is_empty() || adapter.targets().iter().any(|target| target.magnitude.is_some()) {
+    let magnitudes = adapter.targets().iter().any(|target| target.magnitude.is_some());
+    if magnitudes || !adapter.rows().is_empty() || !adapter.rescalings().is_empty() {
         needs.push("a merge into a new folder (not --in-place), at weight 1".to_owned());
+    } else if !adapter.replacements().is_empty() {
+        needs.push("the weight 1, or --skip-replacements to leave full tensors out".to_owned());
     }
     needs
 }

@@ -6,6 +6,7 @@ mod companions;
 mod convert;
 mod delta;
 mod digests;
+mod family;
 mod identity;
 mod in_place;
 mod inspect;

@@ -226,9 +226,17 @@ impl<'a> Plan<'a> {
         let mut replacements: BTreeMap<String, &'a Factor> = BTreeMap::new();
         let (mut ignored, mut warnings, mut renamings) = (Vec::new(), Vec::new(), Vec::new());
         let mut problems = Vec::new();
-        // Which adapter replaces a tensor, and which rows of it.
-        let mut whole: BTreeMap<String, usize> = BTreeMap::new();
-        let mut parts: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
+        for binding in &bindings {
+            let all_of = |name: &&String| {
+                let others = bindings.iter().filter(|other| other.index != binding.index);
+                others.into_iter().any(|other| other.updates.contains_key(*name) || other.replacements.contains_key(*name))
+            };
+            if let Some((name, rows)) = binding.rows.iter().find(|(name, _)| all_of(name)) {
+                let message = format!("one adapter replaces rows of {name:?} and another changes all of it");
+                let help = "merge one of them first, then the other into the result";
+                problems.push(Diagnostic::new(rules::TARGETS_UNIQUE, message).tensor(rows.with.name()).help(help));
+            }
+        }
         let mut copies = Vec::new();
         for binding in bindings {
             copies.extend(binding.copies);
@@ -236,7 +244,6 @@ impl<'a> Plan<'a> {
                 updates.entry(name).or_default().push(contribution);
             }
             for (name, with) in binding.replacements {
-                whole.insert(name.clone(), binding.index);
                 if let Some(first) = replacements.insert(name.clone(), with) {
                     let message = format!(
                         "{name:?} is replaced by two adapters, from {:?} and {:?}",
@@ -249,7 +256,6 @@ impl<'a> Plan<'a> {
             }
             for (name, rows) in binding.rows {
                 let new = rows.rows.iter().enumerate();
-                parts.entry(name.clone()).or_default().insert(binding.index);
                 patches.entry(name).or_default().extend(new.map(|(i, row)| Patch {
                     row: *row,
                     with: &rows.with,
@@ -267,13 +273,6 @@ impl<'a> Plan<'a> {
                 let (of, and) = (first.with.source().label().display(), second.with.source().label().display());
                 let message = format!("row {} of {name:?} is replaced by two adapters, from {of} and {and}", first.row);
                 problems.push(Diagnostic::new(rules::TARGETS_UNIQUE, message).tensor(second.with.name()));
-            }
-            let of = parts.get(name);
-            let by_others = whole.get(name).is_some_and(|whole| of.is_some_and(|parts| parts.iter().any(|part| part != whole)));
-            if updates.contains_key(name) || by_others {
-                let message = format!("one adapter replaces rows of {name:?} and another changes all of it");
-                let help = "merge one of them first, then the other into the result";
-                problems.push(Diagnostic::new(rules::TARGETS_UNIQUE, message).tensor(name).help(help));
             }
         }
         for (name, contributions) in &updates {
@@ -385,7 +384,7 @@ impl<'a> Plan<'a> {
                 "{:?} would be {}, and {name:?} would stay as it is, so that no model could load both",
                 first.name, first.info.shape
             );
-            return Err(Error::new(rules::REPLACEMENT_SHAPE, message).tensor(name).help(help));
+            return Err(Error::new(rules::REPLACEMENT_SHAPE, message).file(self.base.path()).tensor(name).help(help));
         }
         match moved.find(|other| rows(other) != rows(first)) {
             None => Ok(()),

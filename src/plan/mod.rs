@@ -1,6 +1,7 @@
 //! Everything that a merge will do, known before the first byte is written. Binding proves that each part of an adapter fits one
 //! tensor of the base; the plan lays out every output file from that proof. Headers and shapes only: tensor bytes are read here but to
-//! tell whether two copies of a tied weight are equal. Fields are private, and the executor accepts nothing else, so a merge of an unchecked pair cannot be written down.
+//! tell whether two copies of a tied weight are equal. Fields are private, and the executor accepts nothing else, so a merge of an
+//! unchecked pair cannot be written down.
 
 mod bind;
 mod families;

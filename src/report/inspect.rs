@@ -25,6 +25,8 @@ pub struct AdapterReport {
     pub dialect: &'static str,
     /// What people call the method: `LoRA`, `DoRA`, `LoHa`, ….
     pub method: String,
+    /// Families of models whose modules have these names; many share one set.
+    pub family: Option<&'static str>,
     /// What has to be there or asked for before it can be applied.
     pub needs: Vec<String>,
     /// Name of the base that the trainer wrote, for people.

@@ -143,8 +143,8 @@ pub struct TensorReport {
     pub converted_from: Option<String>,
     /// Its shape.
     pub shape: Vec<u64>,
-    /// `update`, `rescale`, `replace`, `replace rows`, `replace+rows`, `replace+update`, `untie` (a copy under a second name), `convert` (the dtype alone changes), or `requantise` (the
-    /// scales of a weight that is updated).
+    /// `update`, `rescale`, `replace`, `replace rows`, `replace+rows`, `replace+update`, `untie` (a copy under a second name), `convert`
+    /// (the dtype alone changes), or `requantise` (the scales of a weight that is updated).
     pub action: &'static str,
     /// The base has no tensor of this name.
     pub added: bool,

@@ -29,6 +29,7 @@ fn shortened(text: &str) -> String {
 fn adapter(report: &AdapterReport, fit: Option<&Fit>, every_target: bool) -> String {
     let mut text = format!("{}: an adapter ({})\n", escape::inline(&report.path), report.dialect);
     line(&mut text, "method", &report.method);
+    line(&mut text, "family", report.family.unwrap_or("not known by its names"));
     line(&mut text, "base", &shortened(report.base_name.as_deref().unwrap_or("not named")));
     if let Some(structure) = &report.base_structure {
         line(&mut text, "", &format!("structure {structure}"));
@@ -208,6 +209,7 @@ fn norm(norms: impl Iterator<Item = f64>) -> String {
 
 fn fits(fit: &Fit) -> String {
     let mut text = format!("fits {}\n", escape::inline(&fit.base));
+    line(&mut text, "model type", &shortened(fit.model_type.as_deref().unwrap_or("not stated")));
     line(&mut text, "changes", &plural(fit.tensors, "tensor"));
     if fit.ignored > 0 {
         line(&mut text, "ignored", &format!("{} of the adapter, by a flag", plural(fit.ignored, "tensor")));

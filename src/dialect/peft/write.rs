@@ -131,15 +131,16 @@ fn unwritten(adapter: &Adapter) -> Result<()> {
         return refuse(message, &rescaling.tensor);
     }
     if !adapter.replication().is_empty() {
-        let message = "the adapter belongs to a base whose layers are repeated, which only its own config says".to_owned();
-        return refuse(message, adapter.label());
+        let message = "the adapter belongs to a base whose layers are repeated, which only its own config says";
+        return Err(Error::new(rules::CONFIG_METHOD, message).file(adapter.label()));
     }
     if let Some(why) = adapter.residual() {
         let message = format!(
             "the adapter belongs to another base than the published one ({}), which only its own config says",
             why.message()
         );
-        return refuse(message, adapter.label());
+        let help = "take out what the initialisation took, with --recompute-residual and --base, or keep the container";
+        return Err(Error::new(rules::CONFIG_METHOD, message).file(adapter.label()).help(help));
     }
     let (with, without): (Vec<_>, Vec<_>) = adapter.targets().iter().partition(|target| target.magnitude.is_some());
     match (with.first(), without.first()) {

@@ -79,6 +79,7 @@ pub(crate) fn read(
     let rows = reader.rows(&keys, config);
     reader.check_tying(&targets, &replacements, config);
     let Reader { problems, warnings, .. } = reader;
+    let in_file = |said: Diagnostic| if said.place().file.is_some() { said } else { said.file(&label) };
     let parts = AdapterParts {
         label: label.display().to_string(),
         dialect: "peft",
@@ -90,7 +91,7 @@ pub(crate) fn read(
         residual: config.and_then(|config| config.residual.clone()),
         base: BaseIdentity { name: config.and_then(|c| c.base_name.clone()), ..BaseIdentity::default() },
         origin_config: config.map(|c| c.text.clone()),
-        warnings: config.map(|c| c.warnings.clone()).into_iter().flatten().chain(warnings).collect(),
+        warnings: config.map(|c| c.warnings.clone()).into_iter().flatten().chain(warnings.into_iter().map(in_file)).collect(),
         ..AdapterParts::default()
     };
     let mut problems = problems;
@@ -101,7 +102,7 @@ pub(crate) fn read(
         Err(error) if !refused_all => problems.extend(error.into_diagnostics()),
         _ => {}
     }
-    let placed = problems.into_iter().map(|p| if p.place().file.is_some() { p } else { p.file(&label) });
+    let placed = problems.into_iter().map(in_file);
     match Error::check(placed.collect()) {
         Err(error) => Err(error),
         // Not reached: there are problems on every way here. Said as an error rather than as a panic.

@@ -36,6 +36,15 @@ pub(crate) enum Start {
     Found,
 }
 
+/// How far a window is.
+enum State {
+    New,
+    /// None of it is written.
+    Old,
+    /// A part of it is; what was computed of it, and its new bytes.
+    Torn(Sums, Vec<u8>),
+}
+
 /// What a run through a journal did.
 #[derive(Debug)]
 pub(crate) struct Rolled {
@@ -94,8 +103,8 @@ impl Ground for Site {
 /// Carries `journal` to its end in the files of `site`, which are then complete and open to readers. The journal itself is left.
 ///
 /// # Errors
-/// `E-001`, `E-002`; `E-006` if `progress` cancels; `E-010` if a file holds bytes that neither the old nor the new one has. The journal
-/// is then as good as before, and so is a file that is not complete: no reader takes it.
+/// `E-001`, `E-002`; `E-006` if `progress` cancels; `E-010` if a file holds bytes that neither the old nor the new one has: all windows are
+/// looked at before one is written. The journal is then as good as before, and so is a file that is not complete: no reader takes it.
 pub(crate) fn roll_forward(
     journal: &Journal,
     site: &Site,
@@ -114,11 +123,21 @@ pub(crate) fn roll_forward(
     site.force(durability)?;
     let roll = Roll { journal, site, changes: &changes, start, isa, tile: options.tile_bytes as u64, durability };
     let by_file = lanes(windows.iter().map(|window| changes[window.change].0));
-    let found = each_in_lanes(threads(options, windows.len()), &by_file, |index, scratch| {
-        if progress.cancelled() {
-            return Err(Error::new(rules::INTERRUPTED, "interrupted; the merge is not complete"));
-        }
-        let done = roll.window(&windows[index], journal.old.get(index).copied(), scratch)?;
+    let threads = threads(options, windows.len());
+    let go_on = || match progress.cancelled() {
+        true => Err(Error::new(rules::INTERRUPTED, "interrupted; the merge is not complete")),
+        false => Ok(()),
+    };
+    let old = |index: usize| journal.old.get(index).copied();
+    if start == Start::Found {
+        each_in_lanes(threads, &by_file, |index, scratch| {
+            go_on()?;
+            roll.state(&windows[index], old(index), scratch).map(drop)
+        })?;
+    }
+    let found = each_in_lanes(threads, &by_file, |index, scratch| {
+        go_on()?;
+        let done = roll.window(&windows[index], old(index), scratch)?;
         progress.advance(windows[index].len);
         Ok(done)
     })?;
@@ -150,47 +169,55 @@ struct Roll<'r> {
 impl Roll<'_> {
     /// Brings one window to its new bytes; `None` if it has them already.
     fn window(&self, window: &Window, old: Option<u64>, scratch: &mut Scratch) -> Result<Option<Sums>> {
-        let file = &self.site.files[self.changes[window.change].0];
-        if self.start == Start::Proven {
-            let (sums, out) = self.compute(window, scratch, compute_block)?;
-            let marks: Vec<u64> = window.pieces().map(|piece| mark(&out[piece])).collect();
-            self.write(window, file, &marks, &out)?;
-            scratch.window = out;
-            return Ok(Some(sums));
-        }
+        let (sums, out) = match self.start {
+            Start::Proven => self.compute(window, scratch, compute_block)?,
+            Start::Found => match self.state(window, old, scratch)? {
+                State::New => return Ok(None),
+                State::Old => self.compute(window, scratch, compute_values)?,
+                State::Torn(sums, out) => (sums, out),
+            },
+        };
+        let marks: Vec<u64> = window.pieces().map(|piece| mark(&out[piece])).collect();
+        // First the marks, then the bytes: a unit whose mark is not on disk is one that was not written.
+        self.journal.set_marks(window, &marks, self.durability)?;
+        self.file(window).write(window.offset, &out)?;
+        scratch.window = out;
+        Ok(Some(sums))
+    }
+
+    /// How far a window is that an interruption left.
+    fn state(&self, window: &Window, old: Option<u64>, scratch: &mut Scratch) -> Result<State> {
+        let file = self.file(window);
         let marks = self.journal.marks(window)?;
         let mut now = vec![0; window.len as usize];
         file.read(window.offset, &mut now)?;
         if marks.iter().zip(window.pieces()).all(|(&known, piece)| known == mark(&now[piece])) {
-            return Ok(None);
+            return Ok(State::New);
         }
         // Nothing was written if the bytes are the old ones, however far their marks got. Without marks it cannot be otherwise.
-        let untouched = old == Some(mark(&now));
-        if !untouched && marks.iter().all(|&known| known == 0) {
+        if old == Some(mark(&now)) {
+            return Ok(State::Old);
+        }
+        if marks.iter().all(|&known| known == 0) {
             return Err(self.foreign(window, file, window.offset));
         }
         // Values that have been updated already are updated twice here, and overflow perhaps; their marks say that they stay.
         let (sums, mut out) = self.compute(window, scratch, compute_values)?;
-        for (&known, piece) in marks.iter().zip(window.pieces()).filter(|(known, _)| **known != 0 && !untouched) {
+        for (&known, piece) in marks.iter().zip(window.pieces()).filter(|(known, _)| **known != 0) {
             let size = size_of_value(&self.changes[window.change].1) as usize;
             if mark(&out[piece.clone()]) != known && !mend(&now[piece.clone()], &mut out[piece.clone()], size, known) {
                 return Err(self.foreign(window, file, window.offset + piece.start as u64));
             }
         }
-        let marks: Vec<u64> = window.pieces().map(|piece| mark(&out[piece])).collect();
-        self.write(window, file, &marks, &out)?;
-        scratch.window = out;
-        Ok(Some(sums))
+        Ok(State::Torn(sums, out))
+    }
+
+    fn file(&self, window: &Window) -> &Exclusive {
+        &self.site.files[self.changes[window.change].0]
     }
 
     fn compute(&self, window: &Window, scratch: &mut Scratch, block: Compute) -> Result<(Sums, Vec<u8>)> {
         compute_window(self.site, self.isa, &self.changes[window.change].1, window, self.tile, scratch, block)
-    }
-
-    /// First the marks, then the bytes: a unit whose mark is not on disk is one that was not written.
-    fn write(&self, window: &Window, file: &Exclusive, marks: &[u64], out: &[u8]) -> Result<()> {
-        self.journal.set_marks(window, marks, self.durability)?;
-        file.write(window.offset, out)
     }
 
     fn foreign(&self, window: &Window, file: &Exclusive, offset: u64) -> Error {

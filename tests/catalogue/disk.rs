@@ -321,13 +321,17 @@ fn f25_a_staging_that_an_older_run_left_is_never_adopted() {
 
 /// A merge in place that was interrupted: `base/` with its journal.
 fn interrupted() -> Scene {
+    interrupted_by(&After::default())
+}
+
+fn interrupted_by(watch: &dyn loratool::Progress) -> Scene {
     let second = floats("layers.1.q_proj.weight", "F32", &[4, 3], &[0.5; 12]);
     let factor =
         |name: &str, shape: &[u64]| floats(&name.replace(".0.", ".1."), "F32", shape, &vec![2.0; (shape[0] * shape[1]) as usize]);
     let factors = [&factors()[..], &[factor(A, &[2, 3]), factor(B, &[4, 2])]].concat();
     let scene = Scene::sound().base(&[weight(), norm(), second]).adapter(2, &factors);
     run(loratool(&scene, &merge_to("expected"))).says(0, &[]);
-    let error = in_place_watched(&scene, &After::default()).unwrap_err();
+    let error = in_place_watched(&scene, watch).unwrap_err();
     assert_eq!(error.class().exit_code(), 130, "{error}");
     assert!(scene.at(JOURNAL).exists());
     scene
@@ -341,6 +345,20 @@ struct After(std::sync::atomic::AtomicBool);
 
 impl loratool::Progress for After {
     fn advance(&self, _: u64) {
+        self.0.store(true, std::sync::atomic::Ordering::SeqCst);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.load(std::sync::atomic::Ordering::SeqCst)
+    }
+}
+
+/// Cancels when it is told what will be written.
+#[derive(Default)]
+struct Before(std::sync::atomic::AtomicBool);
+
+impl loratool::Progress for Before {
+    fn expect(&self, _: u64) {
         self.0.store(true, std::sync::atomic::Ordering::SeqCst);
     }
 
@@ -398,7 +416,12 @@ fn f19_an_old_copy_of_a_journal_is_never_applied() {
 
 #[test]
 fn f20_a_base_that_was_edited_before_the_recovery_is_not_merged_over() {
-    let scene = interrupted();
+    edited_before_the_recovery(&interrupted());
+    edited_before_the_recovery(&interrupted_by(&Before::default()));
+}
+
+/// Neither the edited tensor nor the other one is written to.
+fn edited_before_the_recovery(scene: &Scene) {
     let bytes = fs::read(scene.at("expected/model.safetensors")).unwrap();
     let file = File::options().write(true).read(true).open(scene.at(MODEL)).unwrap();
     for name in [WEIGHT, "layers.1.q_proj.weight"] {
@@ -407,15 +430,10 @@ fn f20_a_base_that_was_edited_before_the_recovery_is_not_merged_over() {
         let mut good = [0; 1];
         file.read_exact_at(&mut good, at).unwrap();
         file.write_all_at(&[good[0] ^ 4], at).unwrap();
-        refused(
-            &scene,
-            loratool(&scene, RECOVER),
-            9,
-            &["E-010", "another program wrote to the file", "get the checkpoint again"],
-        );
+        refused(scene, loratool(scene, RECOVER), 9, &["E-010", "another program wrote to the file", "get the checkpoint again"]);
         file.write_all_at(&good, at).unwrap();
     }
-    recovers(&scene);
+    recovers(scene);
 }
 
 /// The base changes when the first bytes of the output are written.

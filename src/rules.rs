@@ -144,6 +144,7 @@ rules! {
     BALANCE           = "E-009", Integrity, "the counts of tensors balance";
     JOURNAL           = "E-010", Integrity, "a journal is whole, and is that of the file";
     PENDING           = "E-011", Busy,  "no merge into the file is going on or interrupted";
+    DECOMPOSED        = "E-012", Numeric, "a decomposition converges";
     ARGUMENT          = "U-001", Usage, "an argument has a value of its kind";
     OUTPUT_EXISTS     = "U-002", Usage, "output is not overwritten unasked";
     OUTPUT_IS_INPUT   = "U-003", Usage, "output is not an input, and is not written through a link";
@@ -151,4 +152,6 @@ rules! {
     IN_PLACE          = "U-005", Usage, "the checkpoint can be changed in place";
     LOADER_READS      = "U-006", Negative, "a loader that is asked about reads the adapter as it is";
     PORTABLE          = "U-007", Mismatch, "what is baked can be said by a plain adapter";
+    SOME_CHANGE       = "U-008", Negative, "the tuned checkpoint holds a change that an adapter can hold";
+    LITTLE_LEFT_OUT   = "U-009", Mismatch, "what an extraction leaves out is little, or is asked to be left out";
 }

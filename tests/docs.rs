@@ -26,7 +26,13 @@ fn examples(text: &str) -> Vec<(Vec<String>, Value)> {
 /// Equal, but for the last digits of sums that the instruction set may round otherwise.
 fn same(x: &Value, y: &Value) -> bool {
     match (x, y) {
-        (Value::Object(x), Value::Object(y)) => x.len() == y.len() && x.iter().zip(y).all(|(x, y)| x.0 == y.0 && same(x.1, y.1)),
+        // The last digits of factors that were decomposed depend on the instruction set, and their digest with them.
+        (Value::Object(x), Value::Object(y)) => {
+            let computed = x.contains_key("omitted") || x.contains_key("parameters_before");
+            let equal =
+                |(x, y): ((&String, &Value), (&String, &Value))| x.0 == y.0 && (computed && x.0 == "content" || same(x.1, y.1));
+            x.len() == y.len() && x.iter().zip(y).all(equal)
+        }
         (Value::Array(x), Value::Array(y)) => x.len() == y.len() && x.iter().zip(y).all(|(x, y)| same(x, y)),
         (Value::Number(x), Value::Number(y)) => {
             let (x, y) = (x.as_f64().unwrap(), y.as_f64().unwrap());
@@ -56,7 +62,10 @@ fn the_examples_print_what_is_shown() {
     let verbs: Vec<&str> = examples.iter().map(|(words, _)| words[1].as_str()).collect();
     assert_eq!(
         verbs,
-        ["merge", "inspect", "inspect", "validate", "validate", "merge", "verify", "recover", "unmerge", "convert", "bake"]
+        [
+            "merge", "inspect", "inspect", "validate", "validate", "merge", "verify", "recover", "unmerge", "convert", "bake",
+            "extract", "resize"
+        ]
     );
     for (words, shown) in &examples {
         let out = Command::new(env!("CARGO_BIN_EXE_loratool")).args(&words[1..]).current_dir(folder.path()).output().unwrap();

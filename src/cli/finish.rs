@@ -11,8 +11,8 @@ use super::output;
 use super::render::{self, escape, json};
 use super::signals::Signals;
 use crate::report::{
-    BakeReport, ConvertReport, DigestReport, InspectReport, MergeEachReport, MergeReport, Note, RecoverReport, UnmergeReport,
-    ValidateReport, VerifyReport,
+    BakeReport, ConvertReport, DigestReport, ExtractReport, InspectReport, MergeEachReport, MergeReport, Note, RecoverReport,
+    ResizeReport, UnmergeReport, ValidateReport, VerifyReport,
 };
 use crate::{Class, Error, Renaming};
 
@@ -59,6 +59,8 @@ pub(super) enum Found {
     Digests(DigestReport),
     Bake(BakeReport),
     Convert(ConvertReport),
+    Extract(ExtractReport),
+    Resize(ResizeReport),
     Recover(RecoverReport),
     Unmerge(UnmergeReport),
     Verify(Verified),
@@ -118,6 +120,8 @@ impl Found {
             Found::Digests(report) => report.warnings.iter().collect(),
             Found::Unmerge(report) => report.warnings.iter().collect(),
             Found::Bake(report) => report.warnings.iter().collect(),
+            Found::Resize(report) => report.warnings.iter().collect(),
+            Found::Extract(report) => report.warnings.iter().collect(),
             Found::Convert(report) => report.warnings.iter().collect(),
             Found::Recover(_) => Vec::new(),
             Found::Verify(verified) => verified.report.warnings.iter().collect(),

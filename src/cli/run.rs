@@ -3,19 +3,21 @@
 use std::path::Path;
 
 use super::finish::{Finished, Fit, Found, Inspected, Verified};
-use super::job::{BakeJob, ConvertJob, InspectJob, Job, MergeJob, RecoverJob, UnmergeJob, ValidateJob, VerifyJob};
+use super::job::{
+    BakeJob, ConvertJob, ExtractJob, InspectJob, Job, MergeJob, RecoverJob, ResizeJob, UnmergeJob, ValidateJob, VerifyJob,
+};
 use super::progress::Watch;
 use super::signals::Signals;
 use super::sniff::{self, Kind};
 use crate::report::{
-    BakeReport, ConvertReport, DigestReport, InspectReport, MergeEachReport, MergeReport, Note, RecoverReport, UnmergeReport,
-    ValidateReport, VerifyReport,
+    BakeReport, ConvertReport, DigestReport, ExtractReport, InspectReport, MergeEachReport, MergeReport, Note, RecoverReport,
+    ResizeReport, UnmergeReport, ValidateReport, VerifyReport,
 };
 use crate::{
     Adapter, BindOptions, Binding, Checkpoint, ConvertOptions, Error, OpenOptions, Plan, Result, TensorSource, Weighted, bake,
-    check_loaders, convert, dry_run, dry_run_each, dry_run_in_place, inspect_adapter, inspect_checkpoint, merge, merge_each,
-    merge_in_place, open_adapter_with, open_checkpoint_with, recompute_residual, recover, rules, unmerge_by_log,
-    unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify, verify_digests,
+    check_loaders, convert, dry_run, dry_run_each, dry_run_in_place, extract, inspect_adapter, inspect_checkpoint, merge,
+    merge_each, merge_in_place, open_adapter_with, open_checkpoint_with, recompute_residual, recover, resize, rules,
+    unmerge_by_log, unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify, verify_digests,
 };
 
 /// Carries out `job`.
@@ -29,6 +31,8 @@ pub(super) fn run(job: &Job, signals: &Signals, show_progress: bool) -> Finished
         Job::Unmerge(job) => run_unmerge(job, signals, show_progress).map(Found::Unmerge),
         Job::Recover(job) => run_recover(job, signals, show_progress).map(Found::Recover),
         Job::Bake(job) => run_bake(job, signals, show_progress).map(Found::Bake),
+        Job::Extract(job) => run_extract(job, signals, show_progress).map(Found::Extract),
+        Job::Resize(job) => run_resize(job, signals, show_progress).map(Found::Resize),
         Job::Convert(job) => run_convert(job, signals, show_progress).map(Found::Convert),
     };
     found.map_or_else(Finished::failed, Finished::found)
@@ -245,6 +249,22 @@ fn run_convert(job: &ConvertJob, signals: &Signals, show_progress: bool) -> Resu
 fn run_bake(job: &BakeJob, signals: &Signals, show_progress: bool) -> Result<BakeReport> {
     let adapter = open_adapter_with(&job.source, &job.open)?;
     bake(&adapter, &job.output, &job.options, &Watch::start(signals, "writing", 0, show_progress))
+}
+
+fn run_extract(job: &ExtractJob, signals: &Signals, show_progress: bool) -> Result<ExtractReport> {
+    let opened = |path: &Path| open_checkpoint_with(path, &job.open);
+    let (base, tuned) = match (job.base.as_deref().map(opened).transpose(), opened(&job.tuned)) {
+        (Ok(base), Ok(tuned)) => (base, tuned),
+        (Err(error), Ok(_)) | (Ok(_), Err(error)) => return Err(error),
+        (Err(first), Err(second)) => return Err(joined(vec![first, second])),
+    };
+    let watch = Watch::start(signals, "extracting", 0, show_progress);
+    extract(base.as_ref(), &tuned, &job.output, &job.options, &watch)
+}
+
+fn run_resize(job: &ResizeJob, signals: &Signals, show_progress: bool) -> Result<ResizeReport> {
+    let adapter = open_adapter_with(&job.source, &job.open)?;
+    resize(&adapter, &job.output, &job.options, &Watch::start(signals, "resizing", 0, show_progress))
 }
 
 fn weighted<'a>(adapters: &'a [Adapter], typed: &[(std::path::PathBuf, f64)]) -> Vec<Weighted<'a>> {

@@ -16,6 +16,7 @@ mod float;
 pub(crate) mod float8;
 mod gram;
 mod half;
+pub(crate) mod lowrank;
 mod magnitude;
 mod place;
 mod replay;

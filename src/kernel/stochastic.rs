@@ -65,7 +65,7 @@ fn unit(key: u64, index: u64) -> f64 {
 }
 
 /// Philox4x32-10 (Salmon, Moraes, Dror and Shaw 2011, section 4.3).
-fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
+pub(super) fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
         let a = u64::from(counter[0]) * 0xd251_1f53;
         let b = u64::from(counter[2]) * 0xcd9e_8d57;

@@ -6,13 +6,12 @@ use std::sync::Arc;
 
 use super::digests::{content, verify};
 use super::identity;
-use super::plain;
+use super::write;
 use crate::adapter::{Adapter, BaseIdentity, Factor, Kind, Lineage, LineageInput, Orientation, Target};
 use crate::checkpoint::Checkpoint;
-use crate::dialect::{container, peft};
 use crate::error::{Diagnostic, Error, Result};
 use crate::exec::{self, Progress};
-use crate::io::{Durability, OutputKind, Overwrite, Staging, check_output};
+use crate::io::{Overwrite, check_output};
 use crate::limits::Limits;
 use crate::plan::{BindOptions, Binding, Panel, Weighted};
 use crate::report::{ConvertReport, Note};
@@ -64,10 +63,7 @@ impl Default for ConvertOptions<'_> {
 /// settles it, what [`Binding::new`] finds if there is a base, `U-002`, `U-003`, `E-002` for the output; `E-006` if
 /// `progress` cancels. On any error the output is what it was before.
 pub fn convert(adapter: &Adapter, output: &Path, options: &ConvertOptions<'_>, progress: &dyn Progress) -> Result<ConvertReport> {
-    let (kind, to) = match options.to {
-        ConvertTo::Container => (OutputKind::File, "container"),
-        ConvertTo::Peft => (OutputKind::Folder, "peft"),
-    };
+    let (kind, to) = write::kind(options.to);
     let mut inputs = vec![Path::new(adapter.label())];
     inputs.extend(options.base.map(Checkpoint::path));
     check_output(output, kind, &inputs, options.overwrite)?;
@@ -92,32 +88,8 @@ pub fn convert(adapter: &Adapter, output: &Path, options: &ConvertOptions<'_>, p
         inputs: vec![LineageInput { role: "adapter".to_owned(), dialect: adapter.dialect().to_owned(), content: input }],
         parameters: if is_recomputed { r#"{"recompute_residual":true}"#.to_owned() } else { "{}".to_owned() },
     };
-    let staging = Staging::new(output, kind, options.overwrite)?;
-    let name = "adapter_model.safetensors";
-    let (file, target) = (staging.create(name)?, staging.target_of(name));
-    let advance = |bytes| {
-        progress.advance(bytes);
-        go_on()
-    };
-    // What PEFT packs otherwise than a container does cannot be both.
-    let (bytes, content) = if options.to == ConvertTo::Peft && peft::is_packed(&adapter) {
-        let factors = peft::packed(&adapter, container::named(&adapter)?)?;
-        let written = plain::write(&factors, &file, &target, advance)?;
-        (written.bytes, written.content)
-    } else {
-        let written = container::write(&adapter, Some(&identity), Some(step), &file, &target, advance)?;
-        (written.bytes, written.content)
-    };
-    let mut losses = Vec::new();
-    if options.to == ConvertTo::Peft {
-        let (config, lost) = peft::config_json(&adapter)?;
-        losses.extend(lost.iter().map(Note::from));
-        staging.write("adapter_config.json", config.as_bytes())?;
-    }
-    staging.sync()?;
-    adapter.unchanged()?;
-    go_on()?;
-    staging.publish(Durability::Synced)?;
+    let unchanged = || adapter.unchanged();
+    let written = write::write(&adapter, &identity, step, (output, options.to, options.overwrite), unchanged, progress)?;
     Ok(ConvertReport {
         input: adapter.label().to_owned(),
         from: adapter.dialect(),
@@ -125,9 +97,9 @@ pub fn convert(adapter: &Adapter, output: &Path, options: &ConvertOptions<'_>, p
         output: output.display().to_string(),
         targets: adapter.targets().len() as u64,
         replacements: adapter.replacements().len() as u64,
-        bytes,
-        content,
-        losses,
+        bytes: written.bytes,
+        content: written.content,
+        losses: written.losses.iter().map(Note::from).collect(),
         warnings: warnings.iter().map(Note::from).collect(),
     })
 }

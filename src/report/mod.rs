@@ -3,10 +3,12 @@
 
 mod bake;
 mod convert;
+mod extract;
 mod inspect;
 mod loader;
 mod merge;
 mod recover;
+mod resize;
 pub(crate) mod text;
 mod unmerge;
 mod validate;
@@ -14,6 +16,7 @@ mod verify;
 
 pub use bake::{BakeReport, WorstTarget};
 pub use convert::ConvertReport;
+pub use extract::{ExtractReport, ExtractedTarget, OmittedTarget, RestTensor};
 pub use inspect::{
     AdapterReport, CheckpointReport, DtypeReport, FactorDtypes, FileReport, InspectReport, ListedTensor, ReplacementReport,
     RescalingReport, RowsReport, TargetReport, TiedReport,
@@ -24,6 +27,7 @@ pub use merge::{
     TensorReport,
 };
 pub use recover::RecoverReport;
+pub use resize::{ResizeReport, ResizedTarget};
 pub use unmerge::UnmergeReport;
 pub use validate::{Check, ValidateReport};
 pub use verify::{DifferingTensor, DigestReport, StructureFinding, Ulps, Untouched, Verdict, VerifiedTensor, VerifyReport};

@@ -46,6 +46,11 @@ pub(super) fn percent(part: u64, all: u64) -> String {
     }
 }
 
+/// A share in percent, with three significant digits.
+pub(super) fn percent_of(share: f64) -> String {
+    format!("{} %", significant(100.0 * share, 3))
+}
+
 /// The least and the greatest of some numbers: `0.52-0.61`, or one number if they look the same; empty without any.
 pub(super) fn range(numbers: impl Iterator<Item = f64>, show: impl Fn(f64) -> String) -> String {
     let ends = numbers.fold(None, |ends: Option<(f64, f64)>, x| {

@@ -4,6 +4,7 @@
 mod bake;
 mod convert;
 pub(super) mod escape;
+mod extract;
 mod figure;
 mod group;
 mod inspect;
@@ -12,6 +13,7 @@ mod loader;
 mod merge;
 mod note;
 mod recover;
+mod resize;
 mod table;
 mod unmerge;
 mod validate;
@@ -31,6 +33,8 @@ pub(super) fn report(found: &Found) -> String {
         Found::MergeEach(report) => merge::each(report),
         Found::Digests(report) => verify::digests(report),
         Found::Bake(report) => bake::text(report),
+        Found::Resize(report) => resize::text(report),
+        Found::Extract(report) => extract::text(report),
         Found::Convert(report) => convert::text(report),
         Found::Recover(report) => recover::text(report),
         Found::Unmerge(report) => unmerge::text(report),

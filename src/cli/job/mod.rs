@@ -1,6 +1,9 @@
 //! From the arguments as typed to what is to be done: numbers read, pairs split, the library's options filled in. Everything that can
 //! be refused without opening a model is refused here.
 
+mod extract;
+mod resize;
+
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::fs;
@@ -18,6 +21,9 @@ use crate::{
     OpenOptions, Orientation, OutputOptions, Overwrite, ReadMode, RecoverOptions, Result, Rounding, Values, VerifyOptions, rules,
 };
 
+pub(super) use extract::ExtractJob;
+pub(super) use resize::ResizeJob;
+
 /// A resolved command.
 #[derive(Debug)]
 pub(super) enum Job {
@@ -29,6 +35,8 @@ pub(super) enum Job {
     Unmerge(UnmergeJob),
     Convert(ConvertJob),
     Bake(BakeJob),
+    Extract(ExtractJob),
+    Resize(ResizeJob),
 }
 
 #[derive(Debug)]
@@ -139,6 +147,8 @@ pub(super) fn resolve(verb: Verb) -> Result<Job> {
         Verb::Recover(args) => Job::Recover(recover(args)),
         Verb::Unmerge(args) => Job::Unmerge(unmerge(*args)?),
         Verb::Convert(args) => Job::Convert(convert(args)?),
+        Verb::Extract(args) => Job::Extract(extract::extract(*args)?),
+        Verb::Resize(args) => Job::Resize(resize::resize(*args)?),
         Verb::Bake(args) => Job::Bake(bake(args)?),
     })
 }

@@ -1,6 +1,9 @@
 //! The arguments as they are typed: no file is looked at here. Numbers stay strings where the message for a bad one matters, and are
 //! read in [`super::job`].
 
+mod extract;
+mod resize;
+
 use std::ffi::OsString;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
@@ -11,7 +14,10 @@ use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 use super::signals::OnSignal;
 use crate::Loader;
 
-/// Inspect, validate, merge, verify and convert LoRA adapters: exactly, or refused by name.
+pub(super) use extract::{ExtractArgs, FactorDtype, MethodArg, RestArg, SplitArg};
+pub(super) use resize::ResizeArgs;
+
+/// Inspect, validate, merge, verify, extract and convert LoRA adapters: exactly, or refused by name.
 #[derive(Debug, Parser)]
 #[command(name = "loratool", version, color = ColorChoice::Never, max_term_width = 80, arg_required_else_help = true)]
 #[command(subcommand_required = true, propagate_version = false, after_help = MAIN_EXAMPLES)]
@@ -31,6 +37,8 @@ Examples:
   loratool unmerge ./merged --adapter ./adapter -o ./restored
   loratool convert ./adapter -o adapter.safetensors --to container
   loratool bake ./adapter -o ./plain
+  loratool extract --base ./model --tuned ./tuned --rank 16 -o ./adapter
+  loratool resize ./adapter --rank 8 -o ./small
 
 Exit codes:
   0 done             4 files do not fit together   7 a limit is reached
@@ -60,6 +68,8 @@ pub(super) enum Verb {
     Unmerge(Box<UnmergeArgs>),
     Convert(ConvertArgs),
     Bake(BakeArgs),
+    Extract(Box<ExtractArgs>),
+    Resize(Box<ResizeArgs>),
 }
 
 impl Verb {
@@ -74,6 +84,8 @@ impl Verb {
             Verb::Unmerge(_) => "unmerge",
             Verb::Convert(_) => "convert",
             Verb::Bake(_) => "bake",
+            Verb::Extract(_) => "extract",
+            Verb::Resize(_) => "resize",
         }
     }
 
@@ -81,7 +93,13 @@ impl Verb {
     pub(super) fn on_signal(&self) -> OnSignal {
         match self {
             Verb::Inspect(_) | Verb::Validate(_) | Verb::Verify(_) => OnSignal::ExitAtOnce,
-            Verb::Merge(_) | Verb::Recover(_) | Verb::Unmerge(_) | Verb::Convert(_) | Verb::Bake(_) => OnSignal::CleanUp,
+            Verb::Merge(_)
+            | Verb::Recover(_)
+            | Verb::Unmerge(_)
+            | Verb::Convert(_)
+            | Verb::Bake(_)
+            | Verb::Extract(_)
+            | Verb::Resize(_) => OnSignal::CleanUp,
         }
     }
 }

@@ -1,0 +1,118 @@
+//! `extract`, from the arguments as typed.
+
+use std::path::{Path, PathBuf};
+
+use super::super::args::{ExtractArgs, FactorDtype, MethodArg, RestArg, SplitArg, To};
+use super::super::number;
+use super::overwrite;
+use crate::{
+    ConvertTo, Dtype, Error, ExecOptions, ExtractOptions, Method, OpenOptions, RankRule, ReadMode, RestPolicy, Result, Split,
+};
+
+#[derive(Debug)]
+pub(in super::super) struct ExtractJob {
+    pub base: Option<PathBuf>,
+    pub tuned: PathBuf,
+    pub output: PathBuf,
+    pub open: OpenOptions,
+    pub options: ExtractOptions,
+}
+
+pub(super) fn extract(args: ExtractArgs) -> Result<ExtractJob> {
+    let mode = if args.mmap { ReadMode::Map } else { ReadMode::Read };
+    let mut options = ExtractOptions {
+        rank: rule(&args)?,
+        method: match args.method {
+            MethodArg::Auto => Method::Auto,
+            MethodArg::Exact => Method::Exact,
+        },
+        split: split(args.split),
+        dtype: dtype(args.dtype),
+        seed: args.seed,
+        rest: match args.rest {
+            None => RestPolicy::SkipSmall,
+            Some(RestArg::Skip) => RestPolicy::Skip,
+            Some(RestArg::Store) => RestPolicy::Store,
+            Some(RestArg::Error) => RestPolicy::Refuse,
+        },
+        targets: args.targets,
+        exclude: args.exclude,
+        to: by_name(args.to, &args.output),
+        overwrite: overwrite(args.overwrite),
+        exec: ExecOptions { threads: args.threads, portable: args.portable, ..Default::default() },
+        ..Default::default()
+    };
+    if let Some(rank) = args.max_rank {
+        options.max_rank = rank.get();
+    }
+    if let Some(text) = &args.tolerance {
+        options.tolerance = number::finite(text, "tolerance")?;
+    }
+    let open = OpenOptions { mode, ..Default::default() };
+    Ok(ExtractJob { base: args.base, tuned: args.tuned, output: args.output, open, options })
+}
+
+/// Exactly one of them is given.
+fn rule(args: &ExtractArgs) -> Result<RankRule> {
+    if let Some(text) = &args.energy {
+        return Ok(RankRule::Energy(number::finite(text, "share of the energy")?));
+    }
+    if let Some(text) = &args.error {
+        return Ok(RankRule::Error(number::finite(text, "relative error")?));
+    }
+    if let Some(text) = &args.budget {
+        return budget(text);
+    }
+    match args.rank {
+        Some(rank) => Ok(RankRule::Fixed(rank.get())),
+        None => Ok(RankRule::Auto),
+    }
+}
+
+pub(super) fn split(split: SplitArg) -> Split {
+    match split {
+        SplitArg::Sqrt => Split::Sqrt,
+        SplitArg::B => Split::B,
+        SplitArg::A => Split::A,
+    }
+}
+
+pub(super) fn dtype(dtype: FactorDtype) -> Dtype {
+    match dtype {
+        FactorDtype::F32 => Dtype::F32,
+        FactorDtype::Bf16 => Dtype::BF16,
+        FactorDtype::F16 => Dtype::F16,
+    }
+}
+
+/// What was asked for, or what the name of the output says.
+pub(super) fn by_name(to: Option<To>, output: &Path) -> ConvertTo {
+    let is_file = output.extension().is_some_and(|extension| extension == "safetensors");
+    match to {
+        Some(To::Container) => ConvertTo::Container,
+        None if is_file => ConvertTo::Container,
+        Some(To::Peft) | None => ConvertTo::Peft,
+    }
+}
+
+/// Bytes if there is a unit, and parameters if there is none.
+pub(super) fn budget(text: &str) -> Result<RankRule> {
+    let refuse = |e: Error| e.help("give a number of parameters such as 5000000, or of bytes such as 20MB");
+    if text.bytes().all(|b| b.is_ascii_digit()) {
+        return Ok(RankRule::Parameters(number::bytes(text, "budget").map_err(refuse)? as u64));
+    }
+    Ok(RankRule::Bytes(number::bytes(text, "budget").map_err(refuse)? as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_budget_is_parameters_or_bytes() {
+        assert_eq!(budget("5000").unwrap(), RankRule::Parameters(5000));
+        assert_eq!(budget("5kB").unwrap(), RankRule::Bytes(5000));
+        assert_eq!(budget("5B").unwrap(), RankRule::Bytes(5));
+        assert!(budget("0").is_err() && budget("much").is_err() && budget("").is_err());
+    }
+}

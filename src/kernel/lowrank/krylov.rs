@@ -1,0 +1,156 @@
+//! Block Krylov iteration for the largest singular components of a matrix D that is only multiplied: the best approximation out of
+//! span(DᵀΩ, (DᵀD)DᵀΩ, …), with Ω random (Musco and Musco 2015, algorithm 2, transposed). For equally many products its excess error
+//! is 8 to 45 times smaller than that of subspace iteration, because every block is kept.
+//!
+//! What a step knows without a further product: with V orthonormal and Y = D·V, the part of D outside span(V) has the norm
+//! sqrt(‖D‖² - ‖Y‖²) exactly (Yu, Gu and Li 2018, theorem 1), and the singular values of Y are lower bounds of those of D.
+
+use faer::Mat;
+
+use super::basis::{inner, orthonormal};
+use super::core::{Eigen, eigen};
+use super::found::Found;
+
+/// The matrix, as far as the iteration needs it. Thin matrices are row-major.
+pub(crate) trait Sweeps {
+    /// Why a product failed.
+    type Error;
+    /// `(rows, cols)`.
+    fn shape(&self) -> (usize, usize);
+    /// D·X `(rows, width)` for X `(cols, width)`.
+    fn times(&self, x: &[f32], width: usize) -> Result<Vec<f32>, Self::Error>;
+    /// Dᵀ·Y `(cols, width)` for Y `(rows, width)`.
+    fn transposed_times(&self, y: &[f32], width: usize) -> Result<Vec<f32>, Self::Error>;
+    /// D·X and Dᵀ·(D·X), in one reading of D.
+    fn both(&self, x: &[f32], width: usize) -> Result<(Vec<f32>, Vec<f32>), Self::Error>;
+}
+
+/// How many components are wanted, by the singular values that are known so far, largest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Want {
+    /// So many.
+    Rank(usize),
+    /// More than there are values.
+    More,
+}
+
+/// How far to go.
+pub(crate) struct Goal<'g> {
+    /// Columns of a block, a multiple of [`STEP`](super::STEP).
+    pub(crate) width: usize,
+    /// Excess of the error over the smallest possible one (Eckart and Young 1936), as a share of it.
+    pub(crate) tolerance: f64,
+    /// Columns of the basis beyond which the iteration is given up.
+    pub(crate) most: usize,
+    /// ‖D‖².
+    pub(crate) norm_squared: f64,
+    /// Decides by the singular values that are known so far.
+    pub(crate) want: &'g dyn Fn(&[f64]) -> Want,
+}
+
+/// Blocks before the first decision: with fewer, nothing is known of how fast the iteration converges.
+const LEAST: usize = 3;
+/// The estimate of what is missing is multiplied by this: on flat spectra it was up to 1.9 times too small after three blocks.
+const CAUTION: f64 = 2.0;
+/// Squares of singular values below this share of ‖D‖² are the rounding of f32 sums.
+const RESOLUTION: f64 = 1e-13;
+
+/// Why nothing was found.
+pub(crate) enum Failure<E> {
+    /// A product failed.
+    Product(E),
+    /// The basis would become too large: the spectrum is too flat, or too many components are wanted. With what there is, if all that
+    /// is wanted is among it.
+    Slow(Option<Box<Found>>),
+    /// The small eigenvalue problem has no solution, or the products are not finite.
+    Diverged,
+}
+
+impl<E> From<E> for Failure<E> {
+    fn from(error: E) -> Self {
+        Failure::Product(error)
+    }
+}
+
+/// Iterates until as many components as wanted are found to the tolerance. `start` is Dᵀ·Ω `(cols, width)` with Ω random.
+///
+/// # Errors
+/// See [`Failure`].
+pub(crate) fn iterate<S: Sweeps>(d: &S, start: &[f32], goal: &Goal<'_>) -> Result<Found, Failure<S::Error>> {
+    let (rows, cols) = d.shape();
+    let (mut basis, mut image) = (Mat::zeros(cols, 0), Mat::zeros(rows, 0));
+    let mut next = wide(start, goal.width);
+    // The singular values after each block.
+    let mut history: Vec<Vec<f64>> = Vec::new();
+    let mut far = true;
+    let mut latest: Option<(Eigen, usize, f64)> = None;
+    loop {
+        if basis.ncols() + goal.width > goal.most {
+            let blocks = history.len();
+            let found = |(eigen, rank, excess)| Box::new(Found { rank, excess, blocks, ..Found::ritz(basis, image, eigen) });
+            return Err(Failure::Slow(latest.map(found)));
+        }
+        let x = narrow(&orthonormal(&basis, next));
+        basis = beside(&basis, &wide(&x, goal.width));
+        // Both products in one reading if another block is sure to follow; otherwise the second one is had when it is needed.
+        let (y, z) = if far || history.len() + 1 < LEAST {
+            let (y, z) = d.both(&x, goal.width)?;
+            (y, Some(z))
+        } else {
+            (d.times(&x, goal.width)?, None)
+        };
+        image = beside(&image, &wide(&y, goal.width));
+        let found = eigen(&inner(image.as_ref(), image.as_ref())).ok_or(Failure::Diverged)?;
+        history.push(found.values.clone());
+        far = history.len() + 1 < LEAST;
+        if history.len() >= LEAST {
+            let values: Vec<f64> = found.values.iter().map(|square| square.sqrt()).collect();
+            match (goal.want)(&values) {
+                Want::Rank(rank) if rank + goal.width / 2 <= values.len() => {
+                    let excess = excess(&history, rank, goal.norm_squared);
+                    if excess <= goal.tolerance {
+                        let blocks = history.len();
+                        return Ok(Found { rank, excess, blocks, ..Found::ritz(basis, image, found) });
+                    }
+                    // A block brings the excess down by one or two orders of magnitude.
+                    far = excess > 100.0 * goal.tolerance;
+                    latest = Some((found, rank, excess));
+                }
+                Want::Rank(_) | Want::More => far = true,
+            }
+        }
+        next = wide(&z.map_or_else(|| d.transposed_times(&y, goal.width), Ok)?, goal.width);
+    }
+}
+
+/// Estimate of the excess error at `rank`: what the last blocks gained, continued as a geometric series, over twice the square of the error.
+/// Each component has a series of its own, because those that stand out converge long before those that lie in noise.
+fn excess(history: &[Vec<f64>], rank: usize, norm_squared: f64) -> f64 {
+    let [.., first, before, last] = history else { return f64::INFINITY };
+    let at = |values: &[f64], k: usize| values.get(k).copied().unwrap_or(0.0);
+    let missing = (norm_squared - last.iter().take(rank).sum::<f64>()).max(RESOLUTION * norm_squared);
+    let still = |k: usize| {
+        let (gain, earlier) = (at(last, k) - at(before, k), at(before, k) - at(first, k));
+        if gain <= RESOLUTION * norm_squared {
+            return 0.0;
+        }
+        let ratio = (gain / earlier.max(gain)).min(0.99);
+        gain * ratio / (1.0 - ratio)
+    };
+    CAUTION * (0..rank).map(still).sum::<f64>() / (2.0 * missing)
+}
+
+fn wide(rows: &[f32], width: usize) -> Mat<f64> {
+    Mat::from_fn(rows.len() / width, width, |i, j| f64::from(rows[i * width + j]))
+}
+
+fn narrow(matrix: &Mat<f64>) -> Vec<f32> {
+    (0..matrix.nrows()).flat_map(|i| (0..matrix.ncols()).map(move |j| matrix[(i, j)] as f32)).collect()
+}
+
+fn beside(left: &Mat<f64>, right: &Mat<f64>) -> Mat<f64> {
+    let mut all = Mat::zeros(right.nrows(), left.ncols() + right.ncols());
+    all.subcols_mut(0, left.ncols()).copy_from(left);
+    all.subcols_mut(left.ncols(), right.ncols()).copy_from(right);
+    all
+}

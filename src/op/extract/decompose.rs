@@ -1,0 +1,188 @@
+//! One matrix: its change, the components that are wanted of it, the two factors, and what is known of their error.
+
+use faer::Mat;
+
+use super::options::{ExtractOptions, Method, Split};
+use crate::error::{Error, Result};
+use crate::exec::{Difference, float_of};
+use crate::kernel::lowrank::{Failure, Found, Goal, STEP, Share, Want, factors, iterate};
+use crate::op::rank::RankRule;
+use crate::rules;
+
+/// Columns of a Krylov block at most: beyond, more blocks are better than wider ones.
+const WIDEST: usize = 64;
+/// Blocks at most.
+const BLOCKS: usize = 24;
+/// Values of the largest matrix that is decomposed exactly without being asked to: 256 MiB in f64.
+const EXACT: usize = 1 << 25;
+/// The smaller side up to which an exact decomposition is as quick as an iteration.
+const SMALL: usize = 6 * STEP;
+/// Singular values below this share of the largest are the rounding of f32, and have no vectors.
+const RESOLUTION: f64 = 1.0 / (1u64 << 22) as f64;
+/// Below this share of ‖D‖² the error is summed value by value, because in the difference of the norms it would be rounding.
+const CANCELLED: f64 = 1e-5;
+/// Below this share of the difference that survived rounding, what is left is not the difference.
+pub(super) const SURVIVES: f64 = 0.9;
+
+/// What is to be found of a matrix.
+#[derive(Clone, Copy)]
+pub(super) struct Task<'o> {
+    pub(super) options: &'o ExtractOptions,
+    /// The rule for this matrix: that of the options, or a rank that a budget has given it.
+    pub(super) rule: RankRule,
+    pub(super) cap: usize,
+    /// Of the random start.
+    pub(super) key: u64,
+    /// The stored matrix is `(in, out)`: its left factor is Aᵀ.
+    pub(super) is_transposed: bool,
+}
+
+/// How the components were found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    Krylov,
+    Exact,
+}
+
+/// What was found.
+pub(super) struct Decomposed {
+    /// ‖D‖².
+    pub(super) norm_squared: f64,
+    /// ‖W‖² of the base.
+    pub(super) base_squared: f64,
+    /// All singular values that are known, largest first; the first `rank` of them are those of the factors before they are rounded.
+    pub(super) values: Vec<f64>,
+    /// Components that are kept; 0 if nothing is.
+    pub(super) rank: usize,
+    /// `(rows, rank)` and `(rank, cols)`, in values of the factors' dtype; none if the rank is 0.
+    pub(super) factors: Option<(Mat<f64>, Mat<f64>)>,
+    /// ‖D - B·A‖² after rounding.
+    pub(super) error_squared: f64,
+    /// Estimated excess of the error before rounding over the smallest possible one, as a share of it.
+    pub(super) excess: f64,
+    /// An upper bound of ‖D - B·A‖₂.
+    pub(super) spectral: f64,
+    pub(super) method: Way,
+    /// Krylov blocks.
+    pub(super) blocks: usize,
+    /// The largest singular value that rounding noise has; 0 if it was not asked for.
+    pub(super) edge: f64,
+    /// The share of the difference that survived rounding; 1 if it was not asked for.
+    pub(super) gain: f64,
+}
+
+impl Decomposed {
+    /// A matrix of which nothing is kept.
+    fn nothing(norm_squared: f64, base_squared: f64) -> Self {
+        Decomposed {
+            norm_squared,
+            base_squared,
+            values: Vec::new(),
+            rank: 0,
+            factors: None,
+            error_squared: norm_squared,
+            excess: 0.0,
+            spectral: norm_squared.sqrt(),
+            method: Way::Krylov,
+            blocks: 0,
+            edge: 0.0,
+            gain: 1.0,
+        }
+    }
+
+    /// Rounding has destroyed the difference.
+    pub(super) fn is_unrecoverable(&self) -> bool {
+        self.gain < SURVIVES
+    }
+}
+
+/// Decomposes the difference, and rounds the factors to the dtype of the options.
+///
+/// # Errors
+/// `A-030` if a value is not finite, `A-031` if a factor is not in its dtype; `E-012` if no decomposition was found; `E-001`, `E-004`,
+/// `E-006`.
+pub(super) fn decompose(d: &Difference<'_>, task: &Task<'_>) -> Result<Decomposed> {
+    let smaller = d.rows.min(d.cols);
+    let first = match task.rule {
+        RankRule::Fixed(rank) => usize::try_from(rank).unwrap_or(smaller).min(smaller),
+        _ => 2 * STEP,
+    };
+    let width = first.next_multiple_of(STEP).clamp(STEP, WIDEST);
+    let with_noise = task.rule == RankRule::Auto;
+    let seen = d.first(width, task.key, with_noise)?;
+    let (edge, gain) = seen.noise.as_ref().map_or((0.0, 1.0), |noise| (noise.edge(), noise.gain()));
+    let nothing = Decomposed { edge, gain, ..Decomposed::nothing(seen.norm_squared, seen.base_squared) };
+    if seen.norm_squared == 0.0 || nothing.is_unrecoverable() {
+        return Ok(nothing);
+    }
+    let want = |values: &[f64]| {
+        task.rule.want(values, seen.norm_squared, edge, task.cap.min(smaller)).unwrap_or(Want::Rank(task.cap.min(smaller)))
+    };
+    let goal = Goal {
+        width,
+        tolerance: task.options.tolerance,
+        most: (smaller / 2).min(BLOCKS * width),
+        norm_squared: seen.norm_squared,
+        want: &want,
+    };
+    let (found, method) = find(d, &seen.start, &goal, task.options.method)?;
+    drop(seen.start);
+    let values = found.values().to_vec();
+    let least = RESOLUTION * values.first().copied().unwrap_or(0.0);
+    let rank = found.rank.min(values.iter().take_while(|value| **value > least).count());
+    let outside = (seen.norm_squared - found.captured()).max(0.0);
+    let next = values.get(rank).copied().unwrap_or(0.0);
+    // The right spaces of the two parts are orthogonal to each other, so that their squares add up at most.
+    let spectral = (next * next + outside).sqrt();
+    let nothing = Decomposed { values, excess: found.excess, spectral, method, blocks: found.blocks, ..nothing };
+    if rank == 0 {
+        return Ok(nothing);
+    }
+    let float = float_of(task.options.dtype).unwrap_or_else(|| unreachable!("the options were checked"));
+    let share = share(task.options.split, task.is_transposed);
+    let made = factors(&found, rank, share, float, seen.norm_squared);
+    let is_finite = |m: &Mat<f64>| (0..m.ncols()).all(|j| (0..m.nrows()).all(|i| m[(i, j)].is_finite()));
+    if !is_finite(&made.left) || !is_finite(&made.right) {
+        let message = format!("the factors of {:?} leave the range of {}", d.tuned.name, task.options.dtype);
+        return Err(Error::new(rules::RESULT_FINITE, message).tensor(d.tuned.name).help("store them as f32 or bf16"));
+    }
+    let error_squared = match made.error_squared < CANCELLED * seen.norm_squared {
+        true => d.distance_squared(&made.left, &made.right)?,
+        false => made.error_squared,
+    };
+    let resolution = RESOLUTION * nothing.values.first().copied().unwrap_or(0.0);
+    let spectral = (spectral + made.rounding + resolution).min(error_squared.sqrt() * (1.0 + 1e-6));
+    Ok(Decomposed { rank, factors: Some((made.left, made.right)), error_squared, spectral, ..nothing })
+}
+
+/// Which factor of a stored matrix takes the singular values; of a transposed one the left factor is Aᵀ.
+pub(in super::super) fn share(split: Split, is_transposed: bool) -> Share {
+    match (split, is_transposed) {
+        (Split::Sqrt, _) => Share::Both,
+        (Split::B, false) | (Split::A, true) => Share::Left,
+        (Split::A, false) | (Split::B, true) => Share::Right,
+    }
+}
+
+/// By iteration, or exactly.
+fn find(d: &Difference<'_>, start: &[f32], goal: &Goal<'_>, method: Method) -> Result<(Found, Way)> {
+    let exactly = || {
+        let none = || {
+            let message = format!("no singular value decomposition of {:?} was found: it does not converge", d.tuned.name);
+            Error::new(rules::DECOMPOSED, message)
+                .file(d.tuned.source.label())
+                .tensor(d.tuned.name)
+                .help("leave the tensor out with --exclude, and report the case")
+        };
+        Ok((Found::exact(&d.dense()?, goal.want).ok_or_else(none)?, Way::Exact))
+    };
+    if method == Method::Exact || d.rows.min(d.cols) <= SMALL {
+        return exactly();
+    }
+    match iterate(d, start, goal) {
+        Ok(found) => Ok((found, Way::Krylov)),
+        Err(Failure::Product(error)) => Err(error),
+        Err(Failure::Slow(Some(found))) if d.rows.saturating_mul(d.cols) > EXACT => Ok((*found, Way::Krylov)),
+        Err(Failure::Slow(_) | Failure::Diverged) => exactly(),
+    }
+}

@@ -1,0 +1,152 @@
+//! `resize`: an adapter of other ranks, as close to the one that was given as those ranks allow. It works on the factors: QR of both, the
+//! singular values of the core between them, in f64, and never the product. So the error is known and not estimated.
+
+mod one;
+mod options;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::json;
+
+use super::crew;
+use super::digests::{content, verify};
+use super::rank::{RankRule, Share, divide};
+use super::spool::Spool;
+use super::write;
+use crate::adapter::{Adapter, Factor, Lineage, LineageInput, Target};
+use crate::error::{Diagnostic, Error, Result};
+use crate::exec::{self, Progress};
+use crate::io::check_output;
+use crate::report::text::plural;
+use crate::report::{Note, ResizeReport};
+use crate::rules;
+use crate::tensor::TensorSource;
+
+use one::{Known, Resized};
+pub use options::ResizeOptions;
+
+/// Ranks that vLLM makes room for: an adapter takes that of the next one (`MaxLoRARanks`, `vllm/config/lora.py`, 0.11).
+const ROOMS: [u64; 8] = [8, 16, 32, 64, 128, 256, 320, 512];
+
+/// Writes the adapter with other ranks. Full tensors, rows, magnitudes and bias updates stay as they are. `progress` counts the bytes that
+/// are read.
+///
+/// # Errors
+/// `U-001` for options that cannot be carried out; `A-010`, `A-012`, `P-007` for adapters whose rank means something else; `A-008` if a value
+/// is not finite, `A-031` if one is not in its new dtype; `E-012` if a decomposition does not converge; `C-037` if a stated digest does not
+/// match; `U-002`, `U-003`, `E-002` for the output; `E-001`, `E-004`, `E-006`. On any error the output is what it was before.
+pub fn resize(adapter: &Adapter, output: &Path, options: &ResizeOptions, progress: &dyn Progress) -> Result<ResizeReport> {
+    options.check(adapter)?;
+    let (kind, to) = write::kind(options.to);
+    check_output(output, kind, &[Path::new(adapter.label())], options.overwrite)?;
+    let go_on = || if progress.cancelled() { Err(exec::interrupted()) } else { Ok(()) };
+    let root = content(adapter, go_on)?;
+    verify(adapter, &root)?;
+    let targets = adapter.targets();
+    let sizes: Vec<u64> = targets.iter().map(|target| target.a.info().bytes() + target.b.info().bytes()).collect();
+    progress.expect(sizes.iter().sum());
+    let spool = Spool::new(output)?;
+    let resized = exec::on_threads(&options.exec, || -> Result<Vec<Resized>> {
+        let each = |i: usize| -> Result<()> {
+            progress.advance(sizes[i]);
+            go_on()
+        };
+        let is_budget = matches!(options.rank, RankRule::Parameters(_) | RankRule::Bytes(_));
+        if !is_budget && options.loader.is_none() {
+            return crew::each(&sizes, |i| each(i).and_then(|()| one::by_rule(&targets[i], options, &spool)));
+        }
+        let known = crew::each(&sizes, |i| each(i).and_then(|()| Known::of(&targets[i])))?;
+        let ranks = ranks(targets, &known, options)?;
+        crew::each(&sizes, |i| each(i).and_then(|()| one::resize(&targets[i], &known[i], ranks[i], options, &spool)))
+    })?;
+    let made = rebuilt(adapter, &resized, spool, options)?;
+    let step = Lineage {
+        op: "resize".to_owned(),
+        tool: format!("loratool {}", env!("CARGO_PKG_VERSION")),
+        inputs: vec![LineageInput { role: "adapter".into(), dialect: adapter.dialect().into(), content: root.finish() }],
+        parameters: json!({ "rank": options.rank.described() }).to_string(),
+    };
+    let place = (output, options.to, options.overwrite);
+    let written = write::write(&made, adapter.base(), step, place, || adapter.unchanged(), progress)?;
+    let sum = |of: &dyn Fn(&Resized) -> f64| resized.iter().map(of).sum::<f64>();
+    let (norm, error) = (sum(&|r| r.norm_squared), sum(&|r| r.error_squared));
+    let highest = resized.iter().map(|r| r.report.rank).max().unwrap_or(0);
+    Ok(ResizeReport {
+        input: adapter.label().to_owned(),
+        from: adapter.dialect(),
+        to,
+        output: output.display().to_string(),
+        error: if norm > 0.0 { (error / norm).sqrt() } else { 0.0 },
+        parameters_before: adapter.parameters(),
+        parameters: made.parameters(),
+        room: options.loader.map(|_| room(highest)),
+        targets: resized.into_iter().map(|r| r.report).collect(),
+        bytes: written.bytes,
+        content: written.content,
+        losses: written.losses.iter().map(Note::from).collect(),
+        warnings: made.warnings().iter().map(Note::from).collect(),
+    })
+}
+
+/// The rank of every target.
+fn ranks(targets: &[Target], known: &[Known], options: &ResizeOptions) -> Result<Vec<u64>> {
+    let size = |target: &Target| match options.rank {
+        RankRule::Bytes(_) => exec::float_of(options.dtype.unwrap_or(target.a.info().dtype)).map_or(4, |f| f.size() as u64),
+        _ => 1,
+    };
+    let mut ranks: Vec<u64> = match options.rank {
+        RankRule::Parameters(budget) | RankRule::Bytes(budget) => {
+            let cost = |target: &Target| {
+                let (out, inner) = target.out_in();
+                target.experts().unwrap_or(1) * (out + inner) * size(target)
+            };
+            let shares = known.iter().zip(targets).map(|(known, target)| Share { values: &known.together, cost: cost(target) });
+            divide(&shares.collect::<Vec<_>>(), budget)
+        }
+        rule => known.iter().map(|known| known.rank(rule)).collect(),
+    };
+    let highest = ranks.iter().copied().max().unwrap_or(0);
+    if highest == 0 {
+        let message = "no component of any target is kept";
+        return Err(Error::new(rules::ARGUMENT, message).help("give a higher rank, a larger share or a larger budget"));
+    }
+    if options.loader.is_some() {
+        ranks.iter_mut().zip(known).for_each(|(rank, known)| *rank = room(highest).min(known.most()));
+    }
+    Ok(ranks)
+}
+
+/// The rank that vLLM makes room for where an adapter has this one.
+fn room(rank: u64) -> u64 {
+    ROOMS.into_iter().find(|room| *room >= rank).unwrap_or(ROOMS[ROOMS.len() - 1])
+}
+
+/// The adapter with the factors of the spool.
+fn rebuilt(adapter: &Adapter, resized: &[Resized], spool: Spool, options: &ResizeOptions) -> Result<Adapter> {
+    let source: Arc<dyn TensorSource> = Arc::new(spool.finish());
+    let mut parts = adapter.parts().clone();
+    let (mut targets, mut dropped) = (Vec::with_capacity(parts.targets.len()), Vec::new());
+    for (target, resized) in parts.targets.into_iter().zip(resized) {
+        let Some(scaling) = resized.scaling else {
+            dropped.push(target.tensor);
+            continue;
+        };
+        let factor = |part: &str| {
+            let name = one::name(&target, part);
+            Factor::new(&source, &name).ok_or_else(|| Error::new(rules::READ, "a computed factor is missing").tensor(name))
+        };
+        let (a, b) = (factor("A")?, factor("B")?);
+        targets.push(Target { a, b, scaling, ..target });
+    }
+    if let Some(first) = dropped.first() {
+        let count = plural(dropped.len() as u64, "target");
+        let message = format!("nothing is left of {count}, the first {first:?}");
+        parts.warnings.push(Diagnostic::new(rules::ADAPTER_NOT_EMPTY, message).tensor(first));
+    }
+    parts.targets = targets;
+    parts.origin_config = None;
+    parts.digests.clear();
+    parts.content = None;
+    Adapter::new(parts, &options.limits)
+}

@@ -1,0 +1,205 @@
+//! One target: its singular values, and its factors at another rank. A stack of experts has one rank for all of its parts.
+
+use super::options::ResizeOptions;
+use faer::MatRef;
+
+use crate::adapter::{Kind, Scaling, Target};
+use crate::error::{Error, Result};
+use crate::exec::{float_of, read_factors};
+use crate::kernel::Float;
+use crate::kernel::lowrank::{Found, Want, factors};
+use crate::op::extract::{bytes, share};
+use crate::op::rank::RankRule;
+use crate::op::spool::{Place, Spool};
+use crate::report::ResizedTarget;
+use crate::rules;
+use crate::tensor::{Dtype, Shape, TensorInfo};
+
+/// Singular values below this share of the largest are the rounding of f64.
+const RESOLUTION: f64 = 1e-14;
+
+/// What is known of a target before its rank is.
+pub(super) struct Known {
+    /// The singular values of each part that are not zero, largest first.
+    parts: Vec<Vec<f64>>,
+    /// Of all parts together.
+    pub(super) together: Vec<f64>,
+}
+
+/// What became of a target.
+pub(super) struct Resized {
+    pub(super) report: ResizedTarget,
+    pub(super) norm_squared: f64,
+    pub(super) error_squared: f64,
+    /// `None` if nothing of it is left.
+    pub(super) scaling: Option<Scaling>,
+}
+
+/// The name of a factor in the spool.
+pub(super) fn name(target: &Target, part: &str) -> String {
+    format!("{}:{part}", target.tensor)
+}
+
+/// The decomposition of one part of the update, scale included.
+fn decomposed(target: &Target, expert: u64) -> Result<Found> {
+    let (out, _) = target.out_in();
+    let (b, a) = read_factors(target, expert, 0..out)?;
+    Found::of_product(&b, &a, target.scaling.rank as usize, target.scaling.effective()).ok_or_else(|| {
+        let message = format!("no singular value decomposition of {:?} was found: it does not converge", target.tensor);
+        Error::new(rules::DECOMPOSED, message).file(target.a.source().label()).tensor(target.a.name())
+    })
+}
+
+/// The values that are not zero.
+fn nonzero(values: &[f64]) -> Vec<f64> {
+    let least = RESOLUTION * values.first().copied().unwrap_or(0.0);
+    values.iter().copied().take_while(|value| *value > least).collect()
+}
+
+impl Known {
+    /// Decomposes a target to know its singular values.
+    ///
+    /// # Errors
+    /// `A-008`, `E-012`, `E-001`, `E-004`.
+    pub(super) fn of(target: &Target) -> Result<Known> {
+        let parts = (0..target.experts().unwrap_or(1)).map(|expert| Ok(nonzero(decomposed(target, expert)?.values())));
+        Ok(Known::from(parts.collect::<Result<_>>()?))
+    }
+
+    fn from(parts: Vec<Vec<f64>>) -> Known {
+        let longest = parts.iter().map(Vec::len).max().unwrap_or(0);
+        let at = |k: usize| parts.iter().filter_map(|values| values.get(k)).map(|value| value * value).sum::<f64>().sqrt();
+        let together = (0..longest).map(at).collect();
+        Known { parts, together }
+    }
+
+    /// The highest rank that any part has.
+    pub(super) fn most(&self) -> u64 {
+        self.together.len() as u64
+    }
+
+    /// The rank by a rule for one target: the highest that a part asks for.
+    pub(super) fn rank(&self, rule: RankRule) -> u64 {
+        let of = |values: &Vec<f64>| {
+            let norm_squared = values.iter().map(|value| value * value).sum();
+            match rule.want(values, norm_squared, 0.0, values.len()) {
+                Some(Want::Rank(rank)) => rank.min(values.len()),
+                _ => values.len(),
+            }
+        };
+        self.parts.iter().map(of).max().unwrap_or(0) as u64
+    }
+}
+
+/// Factors of the rank that a rule gives to this target alone.
+///
+/// # Errors
+/// As [`resize`].
+pub(super) fn by_rule(target: &Target, options: &ResizeOptions, spool: &Spool) -> Result<Resized> {
+    if target.experts().unwrap_or(1) > 1 {
+        let known = Known::of(target)?;
+        return resize(target, &known, known.rank(options.rank), options, spool);
+    }
+    let found = decomposed(target, 0)?;
+    let known = Known::from(vec![nonzero(found.values())]);
+    let site = Site::new(target, &known, known.rank(options.rank), options, spool);
+    site.finish(vec![site.part(0, found)?])
+}
+
+/// Factors of rank `rank`, into the spool.
+///
+/// # Errors
+/// `A-008`, `A-031`, `E-012`, `E-001`, `E-002`, `E-004`.
+pub(super) fn resize(target: &Target, known: &Known, rank: u64, options: &ResizeOptions, spool: &Spool) -> Result<Resized> {
+    let site = Site::new(target, known, rank, options, spool);
+    let parts = (0..known.parts.len()).map(|expert| site.part(expert, decomposed(target, expert as u64)?));
+    site.finish(parts.collect::<Result<_>>()?)
+}
+
+/// A target whose rank is known.
+struct Site<'s> {
+    target: &'s Target,
+    known: &'s Known,
+    rank: u64,
+    options: &'s ResizeOptions,
+    spool: &'s Spool,
+    dtype: Dtype,
+    /// The same rule as before, and nearly the same scale.
+    scaling: Scaling,
+    /// Of A and B; none if nothing is left.
+    places: Option<(Place, Place)>,
+}
+
+impl<'s> Site<'s> {
+    fn new(target: &'s Target, known: &'s Known, rank: u64, options: &'s ResizeOptions, spool: &'s Spool) -> Self {
+        let dtype = options.dtype.unwrap_or(match target.a.info().dtype {
+            Dtype::F64 => Dtype::F32,
+            own => own,
+        });
+        let one = Scaling { rank: rank.max(1), alpha: 1.0, ..target.scaling };
+        let scaling = Scaling { alpha: target.scaling.effective() / one.effective(), ..one };
+        let places = (rank > 0).then(|| reserve(target, rank, dtype, spool));
+        Site { target, known, rank, options, spool, dtype, scaling, places }
+    }
+
+    /// Puts the factors of one part into the spool; gives the square of what is lost of it.
+    fn part(&self, expert: usize, found: Found) -> Result<f64> {
+        let values = self.known.parts.get(expert).map_or(&[][..], Vec::as_slice);
+        let own: f64 = values.iter().map(|value| value * value).sum();
+        let Some((a, b)) = self.places else { return Ok(own) };
+        let float = float_of(self.dtype).unwrap_or(Float::F32);
+        let kept = (self.rank as usize).min(values.len());
+        let scale = self.scaling.effective();
+        let (out, inner) = self.target.out_in();
+        let (out, inner, rank) = (out as usize, inner as usize, self.rank as usize);
+        if kept == 0 {
+            self.put(b, expert, None, (out, rank), float)?;
+            self.put(a, expert, None, (rank, inner), float)?;
+            return Ok(own);
+        }
+        let made = factors(&found.scaled(1.0 / scale), kept, share(self.options.split, false), float, own / (scale * scale));
+        self.put(b, expert, Some(made.left.as_ref()), (out, rank), float)?;
+        self.put(a, expert, Some(made.right.as_ref()), (rank, inner), float)?;
+        Ok(made.error_squared * scale * scale)
+    }
+
+    fn put(
+        &self,
+        place: Place,
+        expert: usize,
+        matrix: Option<MatRef<'_, f64>>,
+        shape: (usize, usize),
+        float: Float,
+    ) -> Result<()> {
+        if matrix.is_some_and(|m| (0..m.ncols()).any(|j| (0..m.nrows()).any(|i| !m[(i, j)].is_finite()))) {
+            let message = format!("the factors of {:?} leave the range of {}", self.target.tensor, self.dtype);
+            return Err(Error::new(rules::RESULT_FINITE, message).tensor(&self.target.tensor).help("give --dtype f32"));
+        }
+        let raw = bytes(matrix, shape, float);
+        self.spool.put(place, (expert * raw.len()) as u64, &raw)
+    }
+
+    fn finish(&self, lost: Vec<f64>) -> Result<Resized> {
+        let norm_squared: f64 = self.known.parts.iter().flatten().map(|value| value * value).sum();
+        let error_squared: f64 = lost.into_iter().sum();
+        let report = ResizedTarget {
+            tensor: self.target.tensor.clone(),
+            rank_before: self.target.scaling.rank,
+            rank: self.rank,
+            norm: norm_squared.sqrt(),
+            error: if norm_squared > 0.0 { (error_squared / norm_squared).sqrt() } else { 0.0 },
+            singular_values: self.known.together.clone(),
+        };
+        Ok(Resized { report, norm_squared, error_squared, scaling: (self.rank > 0).then_some(self.scaling) })
+    }
+}
+
+fn reserve(target: &Target, rank: u64, dtype: Dtype, spool: &Spool) -> (Place, Place) {
+    let (a, b) = (target.a.info().shape.dims(), target.b.info().shape.dims());
+    let at = if matches!(target.kind, Kind::Experts(_)) { (1, 2) } else { (0, 1) };
+    let with = |dims: &[u64], at: usize| {
+        let dims = dims.iter().enumerate().map(|(i, dim)| if i == at { rank } else { *dim }).collect();
+        TensorInfo { dtype, shape: Shape::new(dims).unwrap_or_default() }
+    };
+    (spool.reserve(&name(target, "A"), with(a, at.0)), spool.reserve(&name(target, "B"), with(b, at.1)))
+}

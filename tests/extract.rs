@@ -1,0 +1,652 @@
+//! An extracted adapter is as close to the difference of two checkpoints as its rank allows, says how close, and is what PEFT loads. Held
+//! against goldens that PEFT merged, and against singular values that are known because the difference was made of them.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use common::fixture;
+use loratool::report::ExtractReport;
+use loratool::{
+    Checkpoint, Dtype, ExtractOptions, MergeOptions, Method, RankRule, RestPolicy, Split, TensorSource, Weighted, extract, merge,
+    open_adapter, open_checkpoint,
+};
+
+const Q: &str = "model.layers.0.self_attn.q_proj.weight";
+
+/// A matrix with known singular values: rows and columns of a discrete cosine basis, which is orthonormal.
+fn with_values(rows: usize, cols: usize, values: &[f64]) -> Vec<f64> {
+    let cosine = |i: usize, k: usize, n: usize| {
+        let scale = if k == 0 { (1.0 / n as f64).sqrt() } else { (2.0 / n as f64).sqrt() };
+        scale * (std::f64::consts::PI * (i as f64 + 0.5) * k as f64 / n as f64).cos()
+    };
+    let left: Vec<f64> =
+        (0..rows * values.len()).map(|n| cosine(n / values.len(), n % values.len(), rows) * values[n % values.len()]).collect();
+    let right: Vec<f64> = (0..values.len() * cols).map(|n| cosine(n % cols, n / cols, cols)).collect();
+    let mut out = vec![0.0; rows * cols];
+    for (row, left) in out.chunks_exact_mut(cols).zip(left.chunks_exact(values.len())) {
+        for (l, right) in left.iter().zip(right.chunks_exact(cols)) {
+            row.iter_mut().zip(right).for_each(|(x, r)| *x += l * r);
+        }
+    }
+    out
+}
+
+/// A sum of outer products of random vectors, of about these singular values.
+fn with_random(rows: usize, cols: usize, values: &[f64]) -> Vec<f64> {
+    let mut out = vec![0.0; rows * cols];
+    for (k, value) in values.iter().enumerate() {
+        let size = value / ((rows * cols) as f64).sqrt();
+        let (left, right) = (noise(rows, 100 + 2 * k as u64), noise(cols, 101 + 2 * k as u64).collect::<Vec<f64>>());
+        for (row, left) in out.chunks_exact_mut(cols).zip(left) {
+            row.iter_mut().zip(&right).for_each(|(x, r)| *x += size * left * r);
+        }
+    }
+    out
+}
+
+/// A small generator, so that the weights are the same everywhere.
+fn noise(n: usize, seed: u64) -> impl Iterator<Item = f64> {
+    let mut state = seed;
+    (0..n).map(move |_| {
+        let mut sum = 0.0;
+        for _ in 0..12 {
+            state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+            sum += (state >> 11) as f64 / (1u64 << 53) as f64;
+        }
+        sum - 6.0
+    })
+}
+
+fn stored(values: &[f64], dtype: Dtype) -> Vec<u8> {
+    match dtype {
+        Dtype::F32 => values.iter().flat_map(|v| (*v as f32).to_le_bytes()).collect(),
+        Dtype::BF16 => values.iter().flat_map(|v| half::bf16::from_f32(*v as f32).to_le_bytes()).collect(),
+        Dtype::F16 => values.iter().flat_map(|v| half::f16::from_f32(*v as f32).to_le_bytes()).collect(),
+        _ => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+    }
+}
+
+/// The stored bytes as values.
+fn loaded(bytes: &[u8], dtype: Dtype) -> Vec<f64> {
+    match dtype {
+        Dtype::F32 => bytes.chunks(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect(),
+        Dtype::BF16 => bytes.chunks(2).map(|b| half::bf16::from_le_bytes(b.try_into().unwrap()).to_f64()).collect(),
+        Dtype::F16 => bytes.chunks(2).map(|b| half::f16::from_le_bytes(b.try_into().unwrap()).to_f64()).collect(),
+        _ => bytes.chunks(8).map(|b| f64::from_le_bytes(b.try_into().unwrap())).collect(),
+    }
+}
+
+/// A safetensors file of some tensors.
+fn file(path: &Path, tensors: &[(&str, &[u64], Dtype, Vec<u8>)]) {
+    let views: Vec<(String, safetensors::tensor::TensorView<'_>)> = tensors
+        .iter()
+        .map(|(name, dims, dtype, bytes)| {
+            let dims = dims.iter().map(|d| *d as usize).collect();
+            ((*name).to_owned(), safetensors::tensor::TensorView::new(*dtype, dims, bytes).unwrap())
+        })
+        .collect();
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+/// A pair of checkpoints of one weight each, and the difference of what they hold.
+struct Pair {
+    folder: tempfile::TempDir,
+    base: Checkpoint,
+    tuned: Checkpoint,
+    d: Vec<f64>,
+    rows: usize,
+    cols: usize,
+}
+
+impl Pair {
+    /// `change` on top of normal values of 0.02, both rounded to `dtype`.
+    fn new(rows: usize, cols: usize, change: &[f64], dtype: Dtype) -> Pair {
+        let base: Vec<f64> = noise(rows * cols, 5).map(|x| 0.02 * x).collect();
+        let base = loaded(&stored(&base, dtype), dtype);
+        let tuned: Vec<f64> = base.iter().zip(change).map(|(w, d)| w + d).collect();
+        let tuned = loaded(&stored(&tuned, dtype), dtype);
+        let folder = tempfile::tempdir().unwrap();
+        let dims = [rows as u64, cols as u64];
+        let put = |name: &str, values: &[f64]| {
+            let path = folder.path().join(name);
+            file(&path, &[(Q, &dims, dtype, stored(values, dtype))]);
+            open_checkpoint(path).unwrap()
+        };
+        let (before, after) = (put("base.safetensors", &base), put("tuned.safetensors", &tuned));
+        let d = tuned.iter().zip(&base).map(|(t, w)| t - w).collect();
+        Pair { folder, base: before, tuned: after, d, rows, cols }
+    }
+
+    fn extract(&self, options: &ExtractOptions) -> (ExtractReport, PathBuf) {
+        let out = self.folder.path().join("adapter");
+        if out.exists() {
+            fs::remove_dir_all(&out).unwrap();
+        }
+        (extract(Some(&self.base), &self.tuned, &out, options, &()).unwrap(), out)
+    }
+
+    /// ‖D - scale·B·A‖ / ‖D‖ of a written adapter, in f64 from its bytes.
+    fn error(&self, adapter: &Path) -> f64 {
+        let adapter = open_adapter(adapter).unwrap();
+        let delta: Vec<f64> = match adapter.targets() {
+            [] => vec![0.0; self.rows * self.cols],
+            targets => loratool::delta_rows(&targets[0], 0..self.rows as u64).unwrap(),
+        };
+        let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|x| x * x).sum::<f64>().sqrt();
+        norm(&mut self.d.iter().zip(&delta).map(|(d, e)| d - e)) / norm(&mut self.d.iter().copied())
+    }
+}
+
+fn options(rank: RankRule) -> ExtractOptions {
+    let mut options = ExtractOptions::default();
+    options.rank = rank;
+    options
+}
+
+fn fixed(rank: u64) -> ExtractOptions {
+    options(RankRule::Fixed(rank))
+}
+
+/// Options with something changed.
+fn with(mut options: ExtractOptions, change: impl FnOnce(&mut ExtractOptions)) -> ExtractOptions {
+    change(&mut options);
+    options
+}
+
+/// Spectra of which the smallest possible error is known.
+fn spectra(count: usize) -> Vec<(&'static str, Vec<f64>)> {
+    let of = |f: &dyn Fn(f64) -> f64| (1..=count).map(|i| f(i as f64)).collect::<Vec<f64>>();
+    vec![
+        ("slow", of(&|i| 1.0 / i.sqrt())),
+        ("harmonic", of(&|i| 1.0 / i)),
+        ("fast", of(&|i| 0.85f64.powf(i))),
+        ("steps", of(&|i| if i <= 12.0 { 1.0 } else { 0.3 })),
+        ("flat", of(&|_| 1.0)),
+    ]
+}
+
+#[test]
+fn the_error_is_the_smallest_possible_one_and_is_stated() {
+    for (rows, cols) in [(384, 256), (200, 500)] {
+        for (what, values) in spectra(150) {
+            let pair = Pair::new(rows, cols, &with_values(rows, cols, &values), Dtype::F64);
+            for rank in [4, 16, 40] {
+                let (report, out) = pair.extract(&fixed(rank));
+                let square = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>();
+                let best = (square(&values[rank as usize..]) / square(&values)).sqrt();
+                let error = pair.error(&out);
+                let target = &report.targets[0];
+                assert!(error / best < 1.001, "{what} {rows}x{cols} rank {rank}: {error} for {best}");
+                assert!((target.error / error - 1.0).abs() < 0.01, "{what}: {} stated, {error} found", target.error);
+                assert!((error / best - 1.0) <= target.excess + 1e-4, "{what}: excess {} stated", target.excess);
+                assert!(
+                    target.spectral >= values[rank as usize] * 0.999,
+                    "{what}: {} bounds {}",
+                    target.spectral,
+                    values[rank as usize]
+                );
+                // A wholly flat spectrum has no order.
+                if what != "flat" {
+                    for (stated, value) in target.singular_values.iter().zip(&values) {
+                        assert!((stated / value - 1.0).abs() < 0.02, "{what}: {stated} for {value}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_exact_method_agrees_with_the_iteration() {
+    let (_, values) = spectra(150).swap_remove(1);
+    let pair = Pair::new(300, 260, &with_values(300, 260, &values), Dtype::F32);
+    let exact = with(fixed(16), |o| {
+        o.method = Method::Exact;
+    });
+    let (by_iteration, _) = pair.extract(&fixed(16));
+    let (exactly, _) = pair.extract(&exact);
+    assert_eq!((by_iteration.targets[0].method, exactly.targets[0].method), ("krylov", "exact"));
+    assert!(by_iteration.targets[0].blocks >= 3);
+    assert!((by_iteration.error / exactly.error - 1.0).abs() < 1e-3);
+}
+
+#[test]
+fn the_sixteen_bit_factors_are_fitted_to_each_other() {
+    let values: Vec<f64> = (1..=16).map(|i| 0.8f64.powi(i)).collect();
+    let pair = Pair::new(300, 260, &with_values(300, 260, &values), Dtype::F32);
+    for (dtype, unit) in [(Dtype::BF16, 2f64.powi(-8)), (Dtype::F16, 2f64.powi(-11))] {
+        let (report, out) = pair.extract(&with(fixed(16), |o| {
+            o.dtype = dtype;
+        }));
+        let error = pair.error(&out);
+        // Rounding one factor is off by its rms, u/√3 at least; rounding two by √2 times that. The fit takes the first one's share away.
+        assert!(error < 1.1 * unit / 3f64.sqrt(), "{dtype}: {error}");
+        assert!((report.error / error - 1.0).abs() < 0.01, "{dtype}: {} stated, {error} found", report.error);
+    }
+}
+
+#[test]
+fn the_split_decides_where_the_singular_values_are() {
+    let values: Vec<f64> = (1..=8).map(|i| 0.7f64.powi(i)).collect();
+    let pair = Pair::new(150, 140, &with_values(150, 140, &values), Dtype::F32);
+    for (split, of_b, of_a) in [(Split::Sqrt, 0.5, 0.5), (Split::B, 1.0, 0.0), (Split::A, 0.0, 1.0)] {
+        let (_, out) = pair.extract(&with(fixed(4), |o| {
+            o.split = split;
+        }));
+        let adapter = open_adapter(&out).unwrap();
+        let target = &adapter.targets()[0];
+        let read = |factor: &loratool::Factor| {
+            let mut raw = vec![0; factor.info().bytes() as usize];
+            factor.read(0, &mut raw).unwrap();
+            loaded(&raw, Dtype::F32)
+        };
+        let (a, b) = (read(&target.a), read(&target.b));
+        for k in 0..4 {
+            let b = b.chunks(4).map(|row| row[k] * row[k]).sum::<f64>().sqrt();
+            let a = a[k * 140..(k + 1) * 140].iter().map(|x| x * x).sum::<f64>().sqrt();
+            assert!(
+                (b / values[k].powf(of_b) - 1.0).abs() < 1e-4 && (a / values[k].powf(of_a) - 1.0).abs() < 1e-4,
+                "{split:?} {k}"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_rank_follows_the_rule() {
+    let values: Vec<f64> = (1..=60).map(|i| 0.8f64.powi(i)).collect();
+    let pair = Pair::new(300, 260, &with_values(300, 260, &values), Dtype::F32);
+    let square = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>();
+    let energy = |share: f64| (1..=60).find(|r| square(&values[..*r]) >= share * square(&values)).unwrap() as u64;
+    for share in [0.5, 0.9, 0.999] {
+        assert_eq!(pair.extract(&options(RankRule::Energy(share))).0.targets[0].rank, energy(share), "energy {share}");
+        let error = (1.0 - share).sqrt();
+        let (report, out) = pair.extract(&options(RankRule::Error(error)));
+        assert_eq!(report.targets[0].rank, energy(share), "error {error}");
+        assert!(pair.error(&out) <= error * 1.001);
+    }
+    let (report, _) = pair.extract(&options(RankRule::Parameters(560 * 5 + 100)));
+    assert_eq!((report.targets[0].rank, report.parameters), (5, 560 * 5));
+    let (report, _) = pair.extract(&options(RankRule::Bytes(4 * 560 * 3)));
+    assert_eq!(report.targets[0].rank, 3);
+    let (report, _) = pair.extract(&with(options(RankRule::Energy(0.999)), |o| {
+        o.max_rank = 7;
+    }));
+    assert_eq!(report.targets[0].rank, 7);
+}
+
+/// A rank beyond what is there: what is there, and a warning (catalogue row A27).
+#[test]
+fn a_rank_that_is_too_high_is_what_there_is() {
+    let values: Vec<f64> = (1..=6).map(|i| 0.7f64.powi(i)).collect();
+    let pair = Pair::new(260, 240, &with_values(260, 240, &values), Dtype::F32);
+    let (report, out) = pair.extract(&fixed(1000));
+    // The rest is the rounding of the sum to f32, which is of full rank, and below what f32 sums resolve.
+    assert!((6..240).contains(&report.targets[0].rank) && pair.error(&out) < 1e-5, "{:?}", report.targets[0].rank);
+    assert!(report.warnings.iter().any(|note| note.rule == "A-003"), "{:?}", report.warnings);
+}
+
+/// The noise of bf16 is known from the file (planted ranks of `frontier` 1.3).
+#[test]
+fn the_rank_that_was_planted_is_found_in_bf16() {
+    let (rows, cols) = (768, 1024);
+    let w = 0.02 * ((rows * cols) as f64).sqrt();
+    for rank in [4usize, 16] {
+        let values: Vec<f64> = (0..rank).map(|i| (-(i as f64) / 4.0).exp()).collect();
+        let norm = values.iter().map(|v| v * v).sum::<f64>().sqrt();
+        for rho in [0.01, 0.03] {
+            let scaled: Vec<f64> = values.iter().map(|v| v * rho * w / norm).collect();
+            let pair = Pair::new(rows, cols, &with_random(rows, cols, &scaled), Dtype::BF16);
+            let (report, _) = pair.extract(&options(RankRule::Auto));
+            let found = report.targets[0].rank as i64;
+            assert!((found - rank as i64).abs() <= 1, "rho {rho}: {found} for {rank}");
+        }
+        let lost: Vec<f64> = values.iter().map(|v| v * 3e-4 * w / norm).collect();
+        let pair = Pair::new(rows, cols, &with_random(rows, cols, &lost), Dtype::BF16);
+        let out = pair.folder.path().join("adapter");
+        let error = extract(Some(&pair.base), &pair.tuned, &out, &options(RankRule::Auto), &()).unwrap_err();
+        assert_eq!((error.diagnostics()[0].rule().id, error.class().exit_code()), ("U-008", 1));
+        assert!(error.to_string().contains("unrecoverable"), "{error}");
+    }
+}
+
+/// What PEFT merged gives the adapter back, target by target.
+#[test]
+fn what_peft_merged_is_extracted_to_rounding() {
+    for (golden, base, adapter) in [
+        ("llama-qv-r8--llama-tiny-f32", "llama-tiny-f32", "llama-qv-r8"),
+        ("llama-all-r4--llama-tiny-f32", "llama-tiny-f32", "llama-all-r4"),
+        ("llama-patterns--llama-tiny-f32", "llama-tiny-f32", "llama-patterns"),
+    ] {
+        let base = open_checkpoint(fixture("models").join(base)).unwrap();
+        let tuned = open_checkpoint(fixture("goldens").join(golden).join("peft.safetensors")).unwrap();
+        let original = open_adapter(fixture("adapters").join(adapter)).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("adapter");
+        let report = extract(Some(&base), &tuned, &out, &fixed(12), &()).unwrap();
+        let again = open_adapter(&out).unwrap();
+        assert_eq!(again.targets().len(), original.targets().len(), "{golden}");
+        for (before, after) in original.targets().iter().zip(again.targets()) {
+            assert_eq!(before.tensor, after.tensor);
+            let rows = before.out_in().0;
+            let delta = |target| loratool::delta_rows(target, 0..rows).unwrap();
+            let (before, after) = (delta(before), delta(after));
+            // Half a unit of f32 of weights of up to 0.2 is the rounding of PEFT's merge.
+            let far = before.iter().zip(&after).map(|(x, y)| (x - y).abs()).fold(0.0, f64::max);
+            assert!(far < 4e-8, "{golden}: {far:e}");
+        }
+        assert!(report.error < 1e-4 && report.targets.iter().all(|target| target.rank <= 12));
+    }
+}
+
+/// extract, then merge: as close to the tuned weights as the stated error says.
+#[test]
+fn merging_what_was_extracted_comes_as_close_as_it_says() {
+    let values: Vec<f64> = (1..=100).map(|i| 1.0 / f64::from(i)).collect();
+    let pair = Pair::new(300, 260, &with_values(300, 260, &values), Dtype::F32);
+    let (report, out) = pair.extract(&fixed(16));
+    let adapter = open_adapter(&out).unwrap();
+    let merged = pair.folder.path().join("merged.safetensors");
+    merge(&pair.base, &[Weighted::full(&adapter)], &merged, &MergeOptions::default(), &()).unwrap();
+    let merged = open_checkpoint(merged).unwrap();
+    let read = |checkpoint: &Checkpoint| {
+        let mut raw = vec![0; 300 * 260 * 4];
+        checkpoint.read(Q, 0, &mut raw).unwrap();
+        loaded(&raw, Dtype::F32)
+    };
+    let far: f64 = read(&merged).iter().zip(read(&pair.tuned)).map(|(m, t)| (m - t).powi(2)).sum::<f64>().sqrt();
+    assert!((far / (report.error * report.change) - 1.0).abs() < 1e-3, "{far}");
+}
+
+#[test]
+fn threads_change_no_byte_and_a_seed_may() {
+    let values: Vec<f64> = (1..=100).map(|i| 1.0 / f64::from(i)).collect();
+    let pair = Pair::new(500, 260, &with_values(500, 260, &values), Dtype::F32);
+    let bytes = |threads: usize, seed: u64| {
+        let mut options = fixed(8);
+        options.exec.threads = std::num::NonZeroUsize::new(threads);
+        options.seed = seed;
+        let (_, out) = pair.extract(&options);
+        fs::read(out.join("adapter_model.safetensors")).unwrap()
+    };
+    let one = bytes(1, 0);
+    assert!(one == bytes(3, 0) && one == bytes(8, 0));
+    assert!(one != bytes(1, 1));
+}
+
+/// A model of several kinds of tensor, of which some change.
+struct Model {
+    folder: tempfile::TempDir,
+}
+
+impl Model {
+    fn new(change: impl Fn(&str, &mut Vec<f64>)) -> Model {
+        let folder = tempfile::tempdir().unwrap();
+        let tensors: [(&str, &[u64]); 8] = [
+            ("model.embed_tokens.weight", &[40, 16]),
+            ("model.layers.0.self_attn.q_proj.weight", &[16, 16]),
+            ("model.layers.0.self_attn.q_proj.bias", &[16]),
+            ("model.layers.0.conv.weight", &[6, 16, 3]),
+            ("model.layers.0.mlp.experts.gate_up_proj", &[3, 20, 16]),
+            ("model.layers.0.input_layernorm.weight", &[16]),
+            ("model.norm.weight", &[16]),
+            ("lm_head.weight", &[40, 16]),
+        ];
+        for side in ["base", "tuned"] {
+            let made: Vec<(&str, &[u64], Dtype, Vec<u8>)> = tensors
+                .iter()
+                .enumerate()
+                .map(|(i, (name, dims))| {
+                    let mut values: Vec<f64> = noise(dims.iter().product::<u64>() as usize, i as u64).map(|x| 0.1 * x).collect();
+                    if side == "tuned" {
+                        change(name, &mut values);
+                    }
+                    (*name, *dims, Dtype::F32, stored(&values, Dtype::F32))
+                })
+                .collect();
+            fs::create_dir(folder.path().join(side)).unwrap();
+            file(&folder.path().join(side).join("model.safetensors"), &made);
+            let config = r#"{"model_type": "llama", "hidden_size": 16, "tie_word_embeddings": false}"#;
+            fs::write(folder.path().join(side).join("config.json"), config).unwrap();
+        }
+        Model { folder }
+    }
+
+    fn open(&self, side: &str) -> Checkpoint {
+        open_checkpoint(self.folder.path().join(side)).unwrap()
+    }
+
+    fn extract(&self, options: &ExtractOptions) -> loratool::Result<ExtractReport> {
+        let out = self.folder.path().join("adapter");
+        if out.exists() {
+            fs::remove_dir_all(&out).unwrap();
+        }
+        extract(Some(&self.open("base")), &self.open("tuned"), &out, options, &())
+    }
+}
+
+/// Adds a change of rank one, with the matrix taken as rows of so many values.
+fn rank_one(values: &mut [f64], cols: usize, size: f64) {
+    for (n, value) in values.iter_mut().enumerate() {
+        *value += size * ((n / cols) as f64 * 0.7 + 0.5).sin() * ((n % cols) as f64 * 1.3).cos();
+    }
+}
+
+#[test]
+fn every_kind_of_layer_is_extracted_and_merges_back() {
+    let model = Model::new(|name, values| match name {
+        "model.embed_tokens.weight" | "model.layers.0.self_attn.q_proj.weight" | "lm_head.weight" => rank_one(values, 16, 0.1),
+        "model.layers.0.conv.weight" => rank_one(values, 48, 0.1),
+        // The second of three experts stays as it is.
+        "model.layers.0.mlp.experts.gate_up_proj" => {
+            rank_one(&mut values[..320], 16, 0.1);
+            rank_one(&mut values[640..], 16, 0.2);
+        }
+        _ => {}
+    });
+    let mut options = fixed(2);
+    options.to = loratool::ConvertTo::Container;
+    options.targets = Some("weight|experts".to_owned());
+    let out = model.folder.path().join("adapter.safetensors");
+    let (base, tuned) = (model.open("base"), model.open("tuned"));
+    let report = extract(Some(&base), &tuned, &out, &options, &()).unwrap();
+    let names: Vec<&str> = report.targets.iter().map(|target| target.tensor.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "lm_head.weight",
+            "model.embed_tokens.weight",
+            "model.layers.0.conv.weight",
+            "model.layers.0.mlp.experts.gate_up_proj",
+            "model.layers.0.self_attn.q_proj.weight",
+        ]
+    );
+    assert_eq!(report.unchanged, 3);
+    let merged = model.folder.path().join("merged");
+    let adapter = open_adapter(&out).unwrap();
+    merge(&base, &[Weighted::full(&adapter)], &merged, &MergeOptions::default(), &()).unwrap();
+    let merged = open_checkpoint(merged).unwrap();
+    for name in tuned.names() {
+        let read = |checkpoint: &Checkpoint| {
+            let mut raw = vec![0; checkpoint.info(name).unwrap().bytes() as usize];
+            checkpoint.read(name, 0, &mut raw).unwrap();
+            loaded(&raw, Dtype::F32)
+        };
+        let far = read(&merged).iter().zip(read(&tuned)).map(|(m, t)| (m - t).abs()).fold(0.0, f64::max);
+        assert!(far < 1e-6, "{name}: {far:e}");
+    }
+}
+
+#[test]
+fn what_has_no_factors_is_listed_and_refused_or_stored_or_left_out_as_asked() {
+    let change = |size: f64| {
+        Model::new(move |name, values| match name {
+            "model.layers.0.self_attn.q_proj.weight" => rank_one(values, 16, 0.1),
+            "model.norm.weight" | "model.layers.0.self_attn.q_proj.bias" => rank_one(values, 16, size),
+            _ => {}
+        })
+    };
+    // A little is left out, and said.
+    let report = change(0.005).extract(&fixed(4)).unwrap();
+    assert_eq!((report.targets.len(), report.rest.len()), (1, 2));
+    assert!(report.rest.iter().all(|one| !one.stored && one.share.unwrap() < 0.01));
+    assert!(report.lost > 0.0 && report.lost < 0.01);
+    // Much is not.
+    let model = change(0.2);
+    let error = model.extract(&fixed(4)).unwrap_err();
+    assert_eq!((error.diagnostics()[0].rule().id, error.class().exit_code()), ("U-009", 4));
+    assert!(error.to_string().contains("model.norm.weight"), "{error}");
+    assert!(!model.folder.path().join("adapter").exists());
+    let report = model
+        .extract(&with(fixed(4), |o| {
+            o.rest = RestPolicy::Skip;
+        }))
+        .unwrap();
+    assert!(report.lost > 0.01 && report.rest.iter().all(|one| !one.stored));
+    let report = model
+        .extract(&with(fixed(4), |o| {
+            o.rest = RestPolicy::Store;
+        }))
+        .unwrap();
+    assert!(report.rest.iter().all(|one| one.stored) && report.lost < 1e-9);
+    let adapter = open_adapter(model.folder.path().join("adapter")).unwrap();
+    assert_eq!(adapter.replacements().len(), 2);
+    assert!(
+        change(0.005)
+            .extract(&with(fixed(4), |o| {
+                o.rest = RestPolicy::Refuse;
+            }))
+            .is_err()
+    );
+}
+
+#[test]
+fn an_output_head_is_left_alone_unless_it_is_named() {
+    let model = Model::new(|name, values| match name {
+        "model.layers.0.self_attn.q_proj.weight" | "lm_head.weight" => rank_one(values, 16, 0.1),
+        _ => {}
+    });
+    let report = model
+        .extract(&with(fixed(2), |o| {
+            o.rest = RestPolicy::Skip;
+        }))
+        .unwrap();
+    assert_eq!((report.targets.len(), report.rest[0].why), (1, "output head"));
+    let report = model
+        .extract(&with(fixed(2), |o| {
+            o.targets = Some("q_proj|lm_head".into());
+        }))
+        .unwrap();
+    assert_eq!(report.targets.len(), 2);
+    let report = model
+        .extract(&with(fixed(2), |o| {
+            o.exclude = Some("head".into());
+        }))
+        .unwrap();
+    assert_eq!((report.targets.len(), report.rest[0].why), (1, "excluded"));
+}
+
+/// Catalogue row A27: two equal checkpoints, a NaN, other tensors.
+#[test]
+fn checkpoints_that_make_no_pair_are_named() {
+    let same = Model::new(|_, _| {});
+    let error = same.extract(&fixed(4)).unwrap_err();
+    assert_eq!((error.diagnostics()[0].rule().id, error.class().exit_code()), ("U-008", 1));
+
+    let broken = Model::new(|name, values| {
+        if name.ends_with("q_proj.weight") {
+            values[37] = f64::NAN;
+        }
+    });
+    let error = broken.extract(&fixed(4)).unwrap_err();
+    assert_eq!((error.diagnostics()[0].rule().id, error.class().exit_code()), ("A-030", 5));
+    assert!(error.to_string().contains("[2, 5]"), "{error}");
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("other.safetensors");
+    file(&path, &[("other.weight", &[4, 4], Dtype::F32, vec![0; 64])]);
+    let other = open_checkpoint(&path).unwrap();
+    let error = extract(Some(&same.open("base")), &other, &folder.path().join("out"), &fixed(4), &()).unwrap_err();
+    assert_eq!((error.diagnostics()[0].rule().id, error.class().exit_code()), ("A-020", 4));
+
+    // Some more there, some less here: said, and the rest is extracted.
+    let model = Model::new(|name, values| {
+        if name.ends_with("q_proj.weight") {
+            rank_one(values, 16, 0.1);
+        }
+    });
+    let mut raw = vec![0; 16 * 16 * 4];
+    model.open("tuned").read(Q, 0, &mut raw).unwrap();
+    let path = model.folder.path().join("part.safetensors");
+    file(&path, &[(Q, &[16, 16], Dtype::F32, raw), ("score.weight", &[2, 16], Dtype::F32, vec![0; 128])]);
+    let part = open_checkpoint(&path).unwrap();
+    let run = |rest| {
+        let options = with(fixed(2), |o| {
+            o.rest = rest;
+            o.overwrite = loratool::Overwrite::Replace;
+        });
+        extract(Some(&model.open("base")), &part, &folder.path().join("part"), &options, &())
+    };
+    assert!(run(RestPolicy::SkipSmall).unwrap_err().to_string().contains("score.weight"));
+    let report = run(RestPolicy::Store).unwrap();
+    assert_eq!((report.targets.len(), report.only_in_base.len(), report.rest[0].why), (1, 7, "not in the base"));
+    assert!(report.warnings.iter().any(|note| note.message.contains("lm_head.weight")));
+}
+
+/// Without a base the weights themselves are factorised, and the error says what that costs.
+#[test]
+fn weights_themselves_are_factorised_without_a_base() {
+    let values: Vec<f64> = (1..=60).map(|i| 0.9f64.powi(i)).collect();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    file(&path, &[(Q, &[200, 150], Dtype::F32, stored(&with_values(200, 150, &values), Dtype::F32))]);
+    let model = open_checkpoint(&path).unwrap();
+    let report = extract(None, &model, &folder.path().join("out"), &fixed(10), &()).unwrap();
+    let square = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>();
+    let best = (square(&values[10..]) / square(&values)).sqrt();
+    assert!((report.error / best - 1.0).abs() < 1e-3 && report.base.is_none() && report.targets[0].relative.is_none());
+}
+
+/// Names may differ by a prefix that is known, as those of a body and of a model with a head do.
+#[test]
+fn a_prefix_of_one_side_is_found() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut values: Vec<f64> = noise(400, 1).collect();
+    let put = |name: &str, tensor: &str, values: &[f64]| {
+        let path = folder.path().join(name);
+        file(&path, &[(tensor, &[20, 20], Dtype::F32, stored(values, Dtype::F32))]);
+        open_checkpoint(path).unwrap()
+    };
+    let base = put("base.safetensors", "bert.encoder.layer.0.output.dense.weight", &values);
+    rank_one(&mut values, 20, 0.1);
+    let tuned = put("tuned.safetensors", "encoder.layer.0.output.dense.weight", &values);
+    let report = extract(Some(&base), &tuned, &folder.path().join("out"), &fixed(2), &()).unwrap();
+    assert_eq!(report.targets[0].tensor, "bert.encoder.layer.0.output.dense.weight");
+    assert_eq!(report.renamed, Some((String::new(), "bert.".to_owned())));
+}
+
+#[test]
+fn options_that_cannot_be_are_refused() {
+    let model = Model::new(|_, values| rank_one(values, 16, 0.1));
+    let refused = |options: ExtractOptions| {
+        let error = model.extract(&options).unwrap_err();
+        assert_eq!(error.class().exit_code(), 2, "{error}");
+    };
+    refused(options(RankRule::Energy(1.5)));
+    refused(options(RankRule::Error(0.0)));
+    refused(options(RankRule::Bytes(3)));
+    refused(with(fixed(2), |o| {
+        o.tolerance = 0.0;
+    }));
+    refused(with(fixed(2), |o| {
+        o.dtype = Dtype::F64;
+    }));
+    refused(with(fixed(2), |o| {
+        o.targets = Some("(".into());
+    }));
+    refused(with(fixed(2), |o| {
+        o.targets = Some("no_such".into());
+    }));
+}

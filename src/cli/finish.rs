@@ -12,7 +12,7 @@ use super::render::{self, escape, json};
 use super::signals::Signals;
 use crate::report::{
     BakeReport, ConvertReport, DigestReport, ExtractReport, InspectReport, MergeEachReport, MergeReport, Note, RecoverReport,
-    ResizeReport, UnmergeReport, ValidateReport, VerifyReport,
+    ResizeReport, SpectrumReport, UnmergeReport, ValidateReport, VerifyReport,
 };
 use crate::{Class, Error, Renaming};
 
@@ -80,6 +80,8 @@ pub(super) struct Inspected {
     pub report: InspectReport,
     /// How the adapter fits a base, if one was given.
     pub fit: Option<Fit>,
+    /// The singular values of its updates, if they were asked for.
+    pub spectrum: Option<SpectrumReport>,
     /// Text lists every target on its own. JSON always does.
     pub every_target: bool,
 }

@@ -7,23 +7,25 @@ use super::job::{
     BakeJob, ConvertJob, ExtractJob, InspectJob, Job, MergeJob, RecoverJob, ResizeJob, UnmergeJob, ValidateJob, VerifyJob,
 };
 use super::progress::Watch;
+use super::render::plot;
 use super::signals::Signals;
 use super::sniff::{self, Kind};
 use crate::report::{
     BakeReport, ConvertReport, DigestReport, ExtractReport, InspectReport, MergeEachReport, MergeReport, Note, RecoverReport,
-    ResizeReport, UnmergeReport, ValidateReport, VerifyReport,
+    ResizeReport, SpectrumReport, UnmergeReport, ValidateReport, VerifyReport,
 };
 use crate::{
-    Adapter, BindOptions, Binding, Checkpoint, ConvertOptions, Error, OpenOptions, Plan, Result, TensorSource, Weighted, bake,
-    check_loaders, convert, dry_run, dry_run_each, dry_run_in_place, extract, inspect_adapter, inspect_checkpoint, merge,
-    merge_each, merge_in_place, open_adapter_with, open_checkpoint_with, recompute_residual, recover, resize, rules,
-    unmerge_by_log, unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify, verify_digests,
+    Adapter, BindOptions, Binding, Checkpoint, ConvertOptions, Error, ExecOptions, OpenOptions, Plan, Result, TensorSource,
+    Weighted, bake, check_loaders, convert, dry_run, dry_run_each, dry_run_in_place, extract, inspect_adapter,
+    inspect_checkpoint, merge, merge_each, merge_in_place, open_adapter_with, open_checkpoint_with, recompute_residual, recover,
+    resize, rules, spectrum, unmerge_by_log, unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify,
+    verify_digests,
 };
 
 /// Carries out `job`.
 pub(super) fn run(job: &Job, signals: &Signals, show_progress: bool) -> Finished {
     let found = match job {
-        Job::Inspect(job) => return run_inspect(job),
+        Job::Inspect(job) => return run_inspect(job, signals, show_progress),
         Job::Validate(job) => return run_validate(job),
         Job::Verify(job) => return run_verify(job, signals, show_progress),
         Job::Merge(job) if job.each => run_each(job, signals, show_progress).map(Found::MergeEach),
@@ -39,10 +41,10 @@ pub(super) fn run(job: &Job, signals: &Signals, show_progress: bool) -> Finished
 }
 
 /// An adapter that does not fit is still an adapter: what it is is shown with what is wrong.
-fn run_inspect(job: &InspectJob) -> Finished {
+fn run_inspect(job: &InspectJob, signals: &Signals, show_progress: bool) -> Finished {
     let checkpoint = sniff::kind(&job.path, &job.open.limits) == Kind::Checkpoint;
-    let inspected = if checkpoint { checkpoint_report(job) } else { adapter_report(job) };
-    let (report, fit) = match inspected {
+    let inspected = if checkpoint { checkpoint_report(job) } else { adapter_report(job, signals, show_progress) };
+    let (report, spectrum, fit) = match inspected {
         Ok(inspected) => inspected,
         Err(error) => return Finished::failed(error),
     };
@@ -50,23 +52,42 @@ fn run_inspect(job: &InspectJob) -> Finished {
         Ok(fit) => (fit, None),
         Err(error) => (None, Some(error)),
     };
-    let found = Found::Inspect(Inspected { report, fit, every_target: job.options.listing });
+    let found = Found::Inspect(Inspected { report, fit, spectrum, every_target: job.options.listing });
     Finished { found: Some(found), error }
 }
 
-/// What was found, and how it fits a base if one was given.
-type Inspection = Result<(InspectReport, Option<Result<Fit>>)>;
+/// What was found, its spectrum if it was asked for, and how it fits a base if one was given.
+type Inspection = Result<(InspectReport, Option<SpectrumReport>, Option<Result<Fit>>)>;
 
 fn checkpoint_report(job: &InspectJob) -> Inspection {
     refuse_base(&job.base)?;
+    if job.spectrum {
+        let message = "--spectrum is about adapters, and this is a checkpoint";
+        let help = "give an adapter; loratool extract --tuned CHECKPOINT factorises weights";
+        return Err(Error::new(rules::ARGUMENT, message).file(&job.path).help(help));
+    }
     let base = open_checkpoint_with(&job.path, &job.open)?;
-    Ok((InspectReport::Checkpoint(inspect_checkpoint(&base, &job.options)), None))
+    Ok((InspectReport::Checkpoint(inspect_checkpoint(&base, &job.options)), None, None))
 }
 
-fn adapter_report(job: &InspectJob) -> Inspection {
+fn adapter_report(job: &InspectJob, signals: &Signals, show_progress: bool) -> Inspection {
     let adapter = open_adapter_with(&job.path, &job.open)?;
     let report = InspectReport::Adapter(inspect_adapter(&adapter, &job.options)?);
-    Ok((report, job.base.is_some().then(|| fit(job, &adapter))))
+    let fit = job.base.is_some().then(|| fit(job, &adapter));
+    if !job.spectrum {
+        return Ok((report, None, fit));
+    }
+    // An adapter that does not fit has a spectrum all the same, and the misfit is told with it.
+    let fits = fit.as_ref().is_some_and(Result::is_ok);
+    let base = job.base.as_ref().filter(|_| fits).map(|path| open_checkpoint_with(path, &job.open)).transpose()?;
+    let base = base.repeated(adapter.replication())?;
+    let watch = Watch::start(signals, "reading", 0, show_progress);
+    let exec = ExecOptions::default();
+    let spectrum = spectrum(&adapter, base.as_ref(), &job.bind, &job.open.limits, &exec, &watch)?;
+    if let Some(path) = &job.plot {
+        plot::draw(&spectrum, adapter.label(), path)?;
+    }
+    Ok((report, Some(spectrum), fit))
 }
 
 fn fit(job: &InspectJob, adapter: &Adapter) -> Result<Fit> {

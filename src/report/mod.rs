@@ -9,6 +9,7 @@ mod loader;
 mod merge;
 mod recover;
 mod resize;
+mod spectrum;
 pub(crate) mod text;
 mod unmerge;
 mod validate;
@@ -28,6 +29,7 @@ pub use merge::{
 };
 pub use recover::RecoverReport;
 pub use resize::{ResizeReport, ResizedTarget};
+pub use spectrum::{EnergyRanks, Smaller, SpectrumReport, UpdateSpectrum};
 pub use unmerge::UnmergeReport;
 pub use validate::{Check, ValidateReport};
 pub use verify::{DifferingTensor, DigestReport, StructureFinding, Ulps, Untouched, Verdict, VerifiedTensor, VerifyReport};

@@ -116,6 +116,12 @@ pub(super) struct InspectArgs {
     /// Read the factors and state the norm of each update
     #[arg(long)]
     pub norms: bool,
+    /// Read the factors and state the singular values of each update: how much of its rank is used; with --base how large it is
+    #[arg(long)]
+    pub spectrum: bool,
+    /// Also draw the spectrum: how much each layer changes, and what the first components keep; .svg or .png
+    #[arg(long, value_name = "FILE", requires = "spectrum")]
+    pub plot: Option<PathBuf>,
     /// List every tensor, under its full name
     #[arg(long)]
     pub tensors: bool,
@@ -129,6 +135,8 @@ const INSPECT_EXAMPLES: &str = "\
 Examples:
   loratool inspect ./adapter                 what the adapter changes, by kind of layer
   loratool inspect ./adapter --norms         and by how much
+  loratool inspect ./adapter --spectrum      and how much of its ranks is used
+  loratool inspect ./adapter --spectrum --plot adapter.svg   as a picture
   loratool inspect ./adapter --base ./model  and whether it fits
   loratool inspect ./model --tensors         every tensor of a checkpoint
   loratool inspect ./adapter --json | jq '.report.targets[].rank'";

@@ -16,6 +16,7 @@ use super::args::{
     UnmergeArgs, ValidateArgs, Verb, VerifyArgs,
 };
 use super::number;
+use super::render::plot;
 use crate::{
     BakeOptions, BindOptions, ConvertTo, Dtype, Durability, Error, ExecOptions, InspectOptions, Loader, MergeOptions,
     OpenOptions, Orientation, OutputOptions, Overwrite, ReadMode, RecoverOptions, Result, Rounding, Values, VerifyOptions, rules,
@@ -43,6 +44,10 @@ pub(super) enum Job {
 pub(super) struct InspectJob {
     pub path: PathBuf,
     pub base: Option<PathBuf>,
+    /// The singular values of an adapter's updates are wanted.
+    pub spectrum: bool,
+    /// Where to draw them.
+    pub plot: Option<PathBuf>,
     pub open: OpenOptions,
     pub bind: BindOptions,
     pub options: InspectOptions,
@@ -154,9 +159,12 @@ pub(super) fn resolve(verb: Verb) -> Result<Job> {
 }
 
 fn inspect(args: InspectArgs) -> Result<InspectJob> {
+    args.plot.as_deref().map(plot::check).transpose()?;
     Ok(InspectJob {
         path: args.path,
         base: args.base,
+        spectrum: args.spectrum,
+        plot: args.plot,
         open: open(&args.open, ReadMode::Read)?,
         bind: bind(args.bind)?,
         options: InspectOptions { norms: args.norms, listing: args.tensors },

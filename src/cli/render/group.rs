@@ -29,6 +29,11 @@ pub(super) fn group<'n>(tensors: impl Iterator<Item = (&'n str, Vec<String>)>) -
     groups
 }
 
+/// The layer of a tensor: the first number in its name.
+pub(super) fn layer(name: &str) -> Option<u64> {
+    pattern(name).1
+}
+
 /// The pattern of a name, and its first number: its layer.
 fn pattern(name: &str) -> (String, Option<u64>) {
     let mut layer = None;

@@ -14,7 +14,10 @@ const FILES_SHOWN: usize = 20;
 
 pub(super) fn text(inspected: &Inspected) -> String {
     match &inspected.report {
-        InspectReport::Adapter(report) => adapter(report, inspected.fit.as_ref(), inspected.every_target),
+        InspectReport::Adapter(report) => {
+            let spectrum = inspected.spectrum.as_ref().map(|spectrum| super::spectrum::text(spectrum, inspected.every_target));
+            adapter(report, inspected.fit.as_ref(), inspected.every_target) + &spectrum.unwrap_or_default()
+        }
         InspectReport::Checkpoint(report) => checkpoint(report),
     }
 }

@@ -16,8 +16,11 @@ const SCHEMA: u32 = 1;
 pub(in super::super) fn object(verb: Option<&str>, finished: &Finished, exit_code: u8) -> String {
     let mut object = envelope(verb);
     match &finished.found {
-        Some(Found::Inspect(Inspected { report, fit, .. })) => {
+        Some(Found::Inspect(Inspected { report, fit, spectrum, .. })) => {
             object.insert("report".to_owned(), value(report));
+            if let Some(spectrum) = spectrum {
+                object.insert("spectrum".to_owned(), value(spectrum));
+            }
             if let Some(fit) = fit {
                 object.insert("fit".to_owned(), value(fit));
             }

@@ -26,11 +26,12 @@ fn examples(text: &str) -> Vec<(Vec<String>, Value)> {
 /// Equal, but for the last digits of sums that the instruction set may round otherwise.
 fn same(x: &Value, y: &Value) -> bool {
     match (x, y) {
-        // The last digits of factors that were decomposed depend on the instruction set, and their digest with them.
+        // The last digits of factors that were decomposed depend on the instruction set, and with them their digest and the length of the text.
         (Value::Object(x), Value::Object(y)) => {
             let computed = x.contains_key("omitted") || x.contains_key("parameters_before");
-            let equal =
-                |(x, y): ((&String, &Value), (&String, &Value))| x.0 == y.0 && (computed && x.0 == "content" || same(x.1, y.1));
+            let equal = |(x, y): ((&String, &Value), (&String, &Value))| {
+                x.0 == y.0 && (computed && (x.0 == "content" || x.0 == "bytes") || same(x.1, y.1))
+            };
             x.len() == y.len() && x.iter().zip(y).all(equal)
         }
         (Value::Array(x), Value::Array(y)) => x.len() == y.len() && x.iter().zip(y).all(|(x, y)| same(x, y)),

@@ -627,6 +627,67 @@ fn a_prefix_of_one_side_is_found() {
     assert_eq!(report.renamed, Some((String::new(), "bert.".to_owned())));
 }
 
+/// With statistics of the inputs the error of the outputs is the smallest there is.
+#[test]
+fn what_the_inputs_are_like_decides_what_is_kept() {
+    let (rows, cols) = (200, 160);
+    let values: Vec<f64> = (1..=80).map(|i| 1.0 / f64::from(i)).collect();
+    // Of a mean square of 1, as the statistics are taken.
+    let raw: Vec<f64> = (0..cols).map(|j| if j % 3 == 0 { 3.0 } else { 0.2 }).collect();
+    let mean = raw.iter().map(|x| x * x).sum::<f64>() / cols as f64;
+    let rms: Vec<f64> = raw.iter().map(|x| x / mean.sqrt()).collect();
+    let weighted = with_values(rows, cols, &values);
+    let d: Vec<f64> = weighted.iter().enumerate().map(|(n, x)| x / rms[n % cols]).collect();
+    let pair = Pair::new(rows, cols, &d, Dtype::F32);
+    let mut memory = loratool::MemorySource::new();
+    let info = loratool::TensorInfo { dtype: Dtype::F64, shape: loratool::Shape::new(vec![cols as u64]).unwrap() };
+    memory.insert(Q, info, stored(&raw, Dtype::F64)).unwrap();
+    let stats = loratool::ActStats::new(std::sync::Arc::new(memory));
+    for rank in [4, 16] {
+        let (report, out) = pair.extract(&with(fixed(rank), |o| o.act_stats = Some(stats.clone())));
+        let target = &report.targets[0];
+        let square = |values: &[f64]| values.iter().map(|v| v * v).sum::<f64>();
+        let best = (square(&values[rank as usize..]) / square(&values)).sqrt();
+        let error = target.weighted_error.unwrap();
+        assert!((error / best - 1.0).abs() < 2e-3, "{rank}: {error} for {best}");
+        assert!((pair.error(&out) / target.error - 1.0).abs() < 1e-3);
+        let plain = pair.extract(&fixed(rank)).0;
+        assert!(plain.targets[0].error < target.error && plain.targets[0].weighted_error.is_none());
+    }
+}
+
+/// The singular values are in the file, so that a smaller rank is a prefix.
+#[test]
+fn a_smaller_rank_of_an_extracted_adapter_is_a_prefix() {
+    let values: Vec<f64> = (1..=80).map(|i| 1.0 / f64::from(i)).collect();
+    let pair = Pair::new(200, 160, &with_values(200, 160, &values), Dtype::F32);
+    for dtype in [Dtype::F32, Dtype::BF16] {
+        let (report, out) = pair.extract(&with(fixed(16), |o| o.dtype = dtype));
+        let adapter = open_adapter(&out).unwrap();
+        assert_eq!(adapter.targets()[0].singular_values.as_ref(), Some(&report.targets[0].singular_values));
+        let small = pair.folder.path().join("small");
+        if small.exists() {
+            fs::remove_dir_all(&small).unwrap();
+        }
+        let mut options = loratool::ResizeOptions::default();
+        options.rank = RankRule::Fixed(5);
+        loratool::resize(&adapter, &small, &options, &()).unwrap();
+        let cut = open_adapter(&small).unwrap();
+        let (whole, cut) = (&adapter.targets()[0], &cut.targets()[0]);
+        let read = |factor: &loratool::Factor| {
+            let mut raw = vec![0; factor.info().bytes() as usize];
+            factor.read(0, &mut raw).unwrap();
+            raw
+        };
+        let a = read(&cut.a);
+        assert!(read(&whole.a).starts_with(&a) && cut.scaling.rank == 5 && cut.singular_values.as_ref().unwrap().len() == 5);
+        let size = a.len() / 160 / 5;
+        let (b, small_b) = (read(&whole.b), read(&cut.b));
+        assert!(b.chunks(16 * size).zip(small_b.chunks(5 * size)).all(|(row, cut)| row.starts_with(cut)));
+        assert!((pair.error(&small) / pair.extract(&fixed(5)).0.error - 1.0).abs() < 0.01);
+    }
+}
+
 #[test]
 fn options_that_cannot_be_are_refused() {
     let model = Model::new(|_, values| rank_one(values, 16, 0.1));

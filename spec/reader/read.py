@@ -240,11 +240,12 @@ pairs_of = lambda v: isinstance(v, list) and all(uints(p) and len(p) == 2 for p 
 is_bool = lambda v: isinstance(v, bool)
 TARGET = {"tensor": is_str, "kind": one_of(*KINDS), "shape": uints,
           "a": is_str, "b": is_str, "rank": is_uint, "alpha": is_num, "scaling": one_of("alpha/rank", "alpha/sqrt(rank)"), "scale": is_num}
+falling = lambda v: isinstance(v, list) and all(is_num(x) and x >= 0 for x in v) and all(x >= y for x, y in zip(v, v[1:]))
 OBJECT, LIST, NULL = (lambda v: isinstance(v, dict)), (lambda v: isinstance(v, list)), (lambda v: v is None or is_str(v))
 MANIFEST = {"container": is_str, "required": strs, "optional": strs, "base": OBJECT, "targets": LIST, "replacements": LIST, "digests": OBJECT,
             "content": is_str, "lineage": lambda v: True}
 LISTS = {  # the members of their objects, and which of these may be left out
-    "targets": (TARGET, {"bias": OBJECT, "magnitude": is_str}),
+    "targets": (TARGET, {"bias": OBJECT, "magnitude": is_str, "singular_values": falling}),
     "replacements": ({"tensor": is_str, "with": is_str}, {"shared": is_bool}),
     "rows": ({"tensor": is_str, "rows": uints, "with": is_str}, {}),
     "rescalings": ({"tensor": is_str, "axis": one_of("output", "input"), "transposed": is_bool, "if_there": is_bool, "by": is_str}, {})}
@@ -275,6 +276,7 @@ def read_container(file, warn):
         for entry in m[key]:
             stack = key == "targets" and isinstance(entry, dict) and entry.get("kind") == "experts"
             members(entry, {**listed, "axes": one_of("in_out", "out_in")} if stack else listed, optional)
+            need(not stack or "singular_values" not in entry, "C-033", "singular_values")
             if "bias" in entry:
                 members(entry["bias"], {"tensor": is_str, "delta": is_str})
     if "residual" in m:
@@ -300,6 +302,7 @@ def read_container(file, warn):
         t["A"], t["B"] = file.shape(t["a"]), file.shape(t["b"])
         found = layer(t["kind"], t["A"], t["B"], t.get("axes"))
         need(found and found[0] == found[1] == t["rank"] and found[4] == t["shape"], "C-035", t["tensor"])
+        need(len(t.get("singular_values", [0] * t["rank"])) == t["rank"], "C-035", t["tensor"])
         need(not t["rank"] or abs(t["scale"] - formula(t)) <= 1e-12 * abs(formula(t)), "C-036", t["tensor"])
     need(m["content"] == root(m["digests"]), "C-038")
     check_adapter(file, m["targets"], m["replacements"], warn, m["rows"], m["rescalings"])

@@ -527,6 +527,15 @@ def more_members(cn, put, drop, q):
     cn("n_A-010_magnitude_of_experts", container([layer("e.w", "experts", [3, 2, 5], [3, 4, 2], [3, 4, 5], "out_in", magnitude=[4])]),
        "magnitudes on a stack of experts, which no method has")
     cn("n_C-033_unlisted_dora", container(dora[:1], edit=put("required", [])), "magnitudes that `required` does not list")
+    values = lambda v, *parts: container(list(parts) or [layer("d.weight", "linear", [2, 3], [2, 2], [2, 3])], edit=put("targets", 0, "singular_values", v))
+    cn("y_C-033_singular_values", values([1.5, 0.25]), "the singular values of an update of rank 2")
+    cn("y_C-033_singular_values_equal", values([2.0, 2.0]), "two that are equal")
+    cn("n_C-033_singular_values_rising", values([0.25, 1.5]), "the smaller one first")
+    cn("n_C-033_singular_values_negative", values([1.5, -0.25]), "one below 0")
+    cn("n_C-033_singular_values_text", values(["1.5", "0.25"]), "strings")
+    cn("n_C-033_singular_values_null", values(None), "null where the member would be left out")
+    cn("n_C-033_singular_values_of_experts", values([1.5, 0.25], stack("out_in")), "singular values of a stack of experts")
+    cn("n_C-035_singular_values", values([1.5]), "one singular value for rank 2")
     cn("n_C-033_magnitude_null", container(edit=put("targets", 0, "magnitude", None)), "null where the member would be left out")
     cn("n_C-034_magnitude_not_there", container(edit=lambda m: (m["required"].append("dora"), put("targets", 0, "magnitude", "nowhere")(m))[2:]),
        "magnitudes that the file does not hold")

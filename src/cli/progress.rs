@@ -18,6 +18,10 @@ use crate::Progress;
 const PATIENCE: Duration = Duration::from_millis(500);
 /// Between two drawings, so that the time left counts on while nothing is written.
 const TICK: Duration = Duration::from_millis(200);
+/// The same where the parts of the work have something to tell.
+const TOLD: &str = "[{bar:10}] {percent:>3}%  ETA {eta:>4}  {msg}";
+/// Columns that are left for that.
+const ROOM: usize = 46;
 /// Fits in [`Line::width`].
 const LINE: &str = "{msg:<8} [{bar:20}] {decimal_bytes}/{decimal_total_bytes}  {decimal_bytes_per_sec}  ETA {eta}";
 
@@ -63,6 +67,18 @@ impl Progress for Watch<'_> {
             } else if before + bytes >= self.total.load(Ordering::Relaxed) {
                 bar.set_message("syncing");
             }
+        }
+    }
+
+    fn tell(&self, what: &str) {
+        if let Some(Shown { bar, .. }) = &self.shown {
+            if let Ok(style) = ProgressStyle::with_template(TOLD) {
+                bar.set_style(style.progress_chars("=> "));
+            }
+            // The end of a tensor's name says more than its beginning.
+            let shown = super::render::escape::inline(what);
+            let skipped = shown.chars().count().saturating_sub(ROOM);
+            bar.set_message(shown.chars().skip(skipped).collect::<String>());
         }
     }
 

@@ -50,6 +50,12 @@ pub(crate) struct Seen {
     pub(crate) noise: Option<Noise>,
 }
 
+/// What rows or columns of a difference are multiplied by before anything else.
+pub(crate) enum Weights {
+    Rows(Vec<f32>),
+    Columns(Vec<f32>),
+}
+
 /// Tuned minus base.
 pub(crate) struct Difference<'a> {
     pub(crate) tuned: Weight<'a>,
@@ -58,6 +64,7 @@ pub(crate) struct Difference<'a> {
     pub(crate) cols: usize,
     pub(crate) isa: Isa,
     pub(crate) progress: &'a dyn Progress,
+    pub(crate) weights: Option<Weights>,
     /// A power of two by which D·X is divided before it is multiplied by Dᵀ, so that the product does not leave the range of f32: only the
     /// span of its columns matters.
     exponent: AtomicI32,
@@ -79,7 +86,12 @@ impl<'a> Difference<'a> {
         isa: Isa,
         progress: &'a dyn Progress,
     ) -> Self {
-        Difference { tuned, base, rows, cols, isa, progress, exponent: AtomicI32::new(0) }
+        Difference { tuned, base, rows, cols, isa, progress, weights: None, exponent: AtomicI32::new(0) }
+    }
+
+    /// The difference as it is, without weights.
+    pub(crate) fn plain(&self) -> Difference<'a> {
+        Difference::new(self.tuned, self.base, (self.rows, self.cols), self.isa, self.progress)
     }
 
     /// The first sweep, with a random matrix of signs of so many columns.
@@ -216,10 +228,24 @@ impl<'a> Difference<'a> {
             scratch.d.resize(tile.len() * self.cols, 0.0);
             let base = self.base.map(|base| (base.float, &scratch.base[..]));
             subtract(self.isa, (self.tuned.float, &scratch.tuned), base, &mut scratch.d);
+            self.weigh(&tile, &mut scratch.d);
             step(&tile, scratch)?;
             self.progress.advance((scratch.tuned.len() + scratch.base.len()) as u64);
         }
         Ok(())
+    }
+
+    fn weigh(&self, tile: &Range<usize>, d: &mut [f32]) {
+        match &self.weights {
+            None => {}
+            Some(Weights::Columns(weights)) => {
+                d.chunks_exact_mut(self.cols).for_each(|row| row.iter_mut().zip(weights).for_each(|(d, w)| *d *= w));
+            }
+            Some(Weights::Rows(weights)) => {
+                let rows = d.chunks_exact_mut(self.cols).zip(weights.get(tile.clone()).unwrap_or_default());
+                rows.for_each(|(row, w)| row.iter_mut().for_each(|d| *d *= w));
+            }
+        }
     }
 
     /// Rows of one tile: a multiple of the rows that a kernel takes at a time.

@@ -25,7 +25,7 @@ mod window;
 pub(crate) use block::compute;
 pub(crate) use budget::{Needs, fitted, memory};
 pub(crate) use compare::{Alternative, Comparison, Lay, on_threads};
-pub(crate) use difference::{Difference, Weight, change_squared};
+pub(crate) use difference::{Difference, Weight, Weights, change_squared};
 pub(crate) use journal::{Draft, FileRecord, Journal};
 pub(crate) use load::{check_finite, count_nonfinite, float_of, read_factors};
 pub(crate) use measure::Figures;

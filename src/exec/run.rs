@@ -45,6 +45,11 @@ pub trait Progress: Sync {
         let _ = bytes;
     }
 
+    /// A part of the work is done, and this is what came of it, for somebody who watches.
+    fn tell(&self, what: &str) {
+        let _ = what;
+    }
+
     /// True if the run should stop; what was written is then removed.
     fn cancelled(&self) -> bool {
         false

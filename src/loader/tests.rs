@@ -53,6 +53,7 @@ fn shaped(module: &str, out: u64, inner: u64, rank: u64) -> Target {
         scaling: Scaling { rank, alpha: 16.0, rule: ScalingRule::Standard },
         bias: None,
         magnitude: None,
+        singular_values: None,
     }
 }
 

@@ -323,6 +323,7 @@ mod tests {
             scaling: Scaling { rank: 1, alpha: 1.0, rule: ScalingRule::Standard },
             bias: None,
             magnitude: None,
+            singular_values: None,
         };
         let replacement = Replacement { tensor: "model.norm.weight".to_owned(), with: factor("norm"), shared: false };
         let parts = AdapterParts { targets: vec![target], replacements: vec![replacement], ..Default::default() };

@@ -35,7 +35,7 @@ mod write;
 pub use bake::{BakeOptions, bake};
 pub use convert::{ConvertOptions, ConvertTo, convert};
 pub use delta::{delta_rows, merge_tensor};
-pub use extract::{ExtractOptions, Method, RestPolicy, Split, extract};
+pub use extract::{ActStats, ExtractOptions, Method, RestPolicy, Split, extract};
 pub use in_place::{RecoverOptions, dry_run_in_place, merge_in_place, recover};
 pub use inspect::{InspectOptions, inspect_adapter, inspect_checkpoint};
 pub use loaders::check_loaders;

@@ -68,7 +68,8 @@ pub fn recompute_residual(adapter: Adapter, base: &Checkpoint, bind: &BindOption
         };
         let (a, b) = (factor("A")?, factor("B")?);
         let rank = a.info().shape.dims().first().copied().unwrap_or(1);
-        *target = Target { a, b, scaling: Scaling { rank, alpha: rank as f64, rule: ScalingRule::Standard }, ..target.clone() };
+        let scaling = Scaling { rank, alpha: rank as f64, rule: ScalingRule::Standard };
+        *target = Target { a, b, scaling, singular_values: None, ..target.clone() };
     }
     parts.residual = None;
     parts.made_of = Some(content(&adapter, || Ok(()))?.finish());

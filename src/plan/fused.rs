@@ -249,7 +249,16 @@ fn stacked(base: &Checkpoint, stack: String, singles: &[Single<'_>]) -> Result<S
     let scale = scaling.effective();
     let scaling = Scaling { rank: total, alpha: scaling.effective() * total as f64, rule: ScalingRule::Standard };
     let names = singles.iter().flat_map(|single| [single.target.a.name().to_owned(), single.target.b.name().to_owned()]);
-    let target = Target { tensor: stack, kind: Kind::Experts(Orientation::OutIn), a, b, scaling, bias: None, magnitude: None };
+    let target = Target {
+        tensor: stack,
+        kind: Kind::Experts(Orientation::OutIn),
+        a,
+        b,
+        scaling,
+        bias: None,
+        magnitude: None,
+        singular_values: None,
+    };
     Ok(Stacked { target, scale, tensors: names.collect() })
 }
 

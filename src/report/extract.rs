@@ -68,6 +68,8 @@ pub struct ExtractedTarget {
     pub relative: Option<f64>,
     /// ‖D - scale·B·A‖ / ‖D‖, as the factors are stored.
     pub error: f64,
+    /// With activation statistics S: ‖(D - scale·B·A)·S‖ / ‖D·S‖, which was made small instead, and which `excess` is about.
+    pub weighted_error: Option<f64>,
     /// Estimate of how far the error before rounding is above the smallest possible one at this rank, as a share of it.
     pub excess: f64,
     /// An upper bound of ‖D - scale·B·A‖₂, the largest singular value of what is left.

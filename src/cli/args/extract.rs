@@ -54,6 +54,9 @@ pub(in super::super) struct ExtractArgs {
     /// What becomes of changes without factors [default: left out up to 1 %]
     #[arg(long, value_enum, help_heading = "Which tensors")]
     pub rest: Option<RestArg>,
+    /// Root mean squares of the layers' inputs, a tensor for each weight: make the error of the outputs small instead
+    #[arg(long, value_name = "FILE", help_heading = "What the factors are like")]
+    pub act_stats: Option<PathBuf>,
     /// The dtype of the factors
     #[arg(long, value_enum, default_value_t = FactorDtype::F32, help_heading = "What the factors are like")]
     pub dtype: FactorDtype,

@@ -1,12 +1,14 @@
 //! `extract`, from the arguments as typed.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::super::args::{ExtractArgs, FactorDtype, MethodArg, RestArg, SplitArg, To};
 use super::super::number;
 use super::overwrite;
 use crate::{
-    ConvertTo, Dtype, Error, ExecOptions, ExtractOptions, Method, OpenOptions, RankRule, ReadMode, RestPolicy, Result, Split,
+    ActStats, ConvertTo, Dtype, Error, ExecOptions, ExtractOptions, Method, OpenOptions, RankRule, ReadMode, RestPolicy, Result,
+    SafetensorsFile, Split, Strictness,
 };
 
 #[derive(Debug)]
@@ -49,6 +51,9 @@ pub(super) fn extract(args: ExtractArgs) -> Result<ExtractJob> {
         options.tolerance = number::finite(text, "tolerance")?;
     }
     let open = OpenOptions { mode, ..Default::default() };
+    if let Some(path) = &args.act_stats {
+        options.act_stats = Some(ActStats::new(Arc::new(SafetensorsFile::open(path, mode, Strictness::Strict, &open.limits)?)));
+    }
     Ok(ExtractJob { base: args.base, tuned: args.tuned, output: args.output, open, options })
 }
 

@@ -2,7 +2,7 @@
 //! lone combining marks are shown as `\u{…}`: what is printed is what is there, and no file can drive the terminal.
 
 /// Escapes everything that does not print, line breaks too.
-pub(super) fn inline(text: &str) -> String {
+pub(in super::super) fn inline(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     // `str::escape_debug` decides what prints. It would also escape quotes and backslashes, which are harmless, and which would be
     // doubled in messages that quote a name already.

@@ -88,7 +88,7 @@ impl<'r> Figure<'r> {
         let kinds = groups.iter().zip(labels(&groups)).take(KINDS).map(|(g, label)| (label, members(&g.members))).collect();
         let relative = report.updates.iter().all(|update| update.relative.is_some()) && !report.updates.is_empty();
         let (of, what): (fn(&UpdateSpectrum) -> f64, _) =
-            if relative { (|u| u.relative.unwrap_or(0.0), "‖ΔW‖ / ‖W‖") } else { (|u| u.norm, "‖ΔW‖") };
+            if relative { (|u| u.relative.unwrap_or(0.0), "|dW| / |W|") } else { (|u| u.norm, "|dW|") };
         Figure { title, kinds, columns, of, what }
     }
 
@@ -122,8 +122,9 @@ impl<'r> Figure<'r> {
             .margin(10)
             .x_label_area_size(40)
             .y_label_area_size(150)
-            .build_cartesian_2d(0.0..width as f64, 0.0..height as f64)?;
-        let numbered = |x: &f64| self.columns.get(*x as usize).copied().flatten().map(|n| n.to_string()).unwrap_or_default();
+            .build_cartesian_2d(-0.5..width as f64 - 0.5, 0.0..height as f64)?;
+        let numbered =
+            |x: &f64| self.columns.get(x.max(0.0) as usize).copied().flatten().map(|n| n.to_string()).unwrap_or_default();
         chart
             .configure_mesh()
             .disable_mesh()
@@ -138,12 +139,12 @@ impl<'r> Figure<'r> {
             let top = (height - row) as f64;
             for (column, update) in updates {
                 let share = if high > low { ((self.of)(update) - low) / (high - low) } else { 1.0 };
-                let cell = [(*column as f64, top - 1.0), (*column as f64 + 1.0, top)];
+                let cell = [(*column as f64 - 0.5, top - 1.0), (*column as f64 + 0.5, top)];
                 chart.draw_series(std::iter::once(Rectangle::new(cell, shade(share).filled())))?;
             }
             // Outside of the axes, where coordinates go on.
             let style = (FONT, 13).into_text_style(area).pos(Pos::new(HPos::Right, VPos::Center));
-            let at = (-0.012 * width as f64, top - 0.5);
+            let at = (-0.5 - 0.02 * width as f64, top - 0.5);
             chart.draw_series(std::iter::once(Text::new(shortened(label), at, style)))?;
         }
         Ok(())
@@ -165,8 +166,9 @@ impl<'r> Figure<'r> {
         chart
             .configure_mesh()
             .x_desc("rank")
-            .y_desc("share of ‖ΔW‖²")
+            .y_desc("share of |dW|²")
             .x_labels(9)
+            .x_label_formatter(&|x| format!("{x:.0}"))
             .y_labels(6)
             .light_line_style(WHITE)
             .label_style((FONT, 13))

@@ -84,6 +84,10 @@ impl<'a> Object<'a> {
         self.parsed(key, "a number")
     }
 
+    pub(super) fn numbers(&self, key: &str) -> Result<Vec<f64>> {
+        self.parsed(key, "an array of numbers")
+    }
+
     pub(super) fn flag(&self, key: &str) -> Result<bool> {
         self.parsed(key, "true or false")
     }

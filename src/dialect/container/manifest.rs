@@ -95,6 +95,8 @@ pub(super) struct TargetEntry {
     pub(super) bias: Option<BiasEntry>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) magnitude: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) singular_values: Option<Vec<f64>>,
 }
 
 /// What the last two dimensions of a stack of experts are.

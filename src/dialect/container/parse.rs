@@ -115,8 +115,21 @@ fn check_listed(manifest: &Manifest) -> Result<()> {
 }
 
 fn target(entry: Object<'_>) -> Result<TargetEntry> {
-    let members = ["tensor", "kind", "axes", "shape", "a", "b", "rank", "alpha", "scaling", "scale", "bias", "magnitude"];
-    let entry = entry.only(&members)?;
+    let entry = entry.only(&[
+        "tensor",
+        "kind",
+        "axes",
+        "shape",
+        "a",
+        "b",
+        "rank",
+        "alpha",
+        "scaling",
+        "scale",
+        "bias",
+        "magnitude",
+        "singular_values",
+    ])?;
     let kind = entry.string("kind")?;
     let kind = EntryKind::from_name(&kind)
         .ok_or_else(|| entry.wrong("kind", "linear, linear_transposed, embedding, conv1d, conv2d, conv3d, experts or flat"))?;
@@ -142,7 +155,18 @@ fn target(entry: Object<'_>) -> Result<TargetEntry> {
         scale: entry.number("scale")?,
         bias: entry.get("bias").map(|_| bias(entry.object("bias")?)).transpose()?,
         magnitude: entry.get("magnitude").map(|_| entry.string("magnitude")).transpose()?,
+        singular_values: entry.get("singular_values").map(|_| singular_values(&entry, kind)).transpose()?,
     })
+}
+
+/// Numbers of 0 or more, none larger than the one before it; a stack of experts has none.
+fn singular_values(entry: &Object<'_>, kind: EntryKind) -> Result<Vec<f64>> {
+    if kind == EntryKind::Experts {
+        return Err(entry.wrong("singular_values", "no such member, which experts do not have"));
+    }
+    let values = entry.numbers("singular_values")?;
+    let falls = values.is_sorted_by(|before, after| before >= after) && values.iter().all(|value| *value >= 0.0);
+    if falls { Ok(values) } else { Err(entry.wrong("singular_values", "numbers of 0 or more, the largest first")) }
 }
 
 /// A list that is left out where it is empty.

@@ -51,6 +51,7 @@ pub(crate) fn read(file: Arc<SafetensorsFile>, limits: &Limits) -> Result<Adapte
                 Some(name) => Some(factor(&name)?),
                 None => None,
             },
+            singular_values: entry.singular_values,
             tensor: entry.tensor,
         });
     }
@@ -183,6 +184,9 @@ fn shape_problem(entry: &TargetEntry, file: &SafetensorsFile) -> Option<Diagnost
     };
     if ranks != [entry.rank; 2] {
         return problem(format!("do not have the rank {} that the manifest states", entry.rank));
+    }
+    if entry.singular_values.as_ref().is_some_and(|values| values.len() as u64 != entry.rank) {
+        return problem(format!("have the rank {}, which the number of singular values is not", entry.rank));
     }
     if entry.shape != shape {
         let kind = entry.kind.name();

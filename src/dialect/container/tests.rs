@@ -60,6 +60,7 @@ fn sample() -> Adapter {
         scaling: Scaling { rank, alpha: 3.0, rule },
         bias: None,
         magnitude: None,
+        singular_values: None,
     };
     let mut square = target("h.c_attn.weight", Kind::Linear(Orientation::InOut), "3", "4", 4, ScalingRule::Standard);
     square.bias = Some(BiasDelta { tensor: "h.c_attn.bias".into(), delta: factor("7") });

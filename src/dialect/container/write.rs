@@ -193,6 +193,7 @@ fn entry<'a>(
             Some(magnitude) => Some(add(names.magnitude, magnitude)?),
             None => None,
         },
+        singular_values: target.singular_values.clone(),
     })
 }
 

@@ -34,7 +34,17 @@ pub(crate) struct Factors {
 ///
 /// A factor of 16 bits is off by 1.7e-3 of its norm, and rounding both is off by 2.3e-3 of the product. So the left one is rounded first,
 /// and the right one becomes the best for it: argmin ‖D - L·R‖ = (LᵀL)⁻¹·Lᵀ·D, and is then rounded.
-pub(crate) fn factors(found: &Found, rank: usize, share: Share, float: Float, norm_squared: f64) -> Factors {
+///
+/// Where D is a difference whose rows or columns were multiplied by `weights`, the factors are of what it was before, and errors are those of
+/// D. The left factor then has a weight for each row, or the right one for each column.
+pub(crate) fn factors(
+    found: &Found,
+    rank: usize,
+    share: Share,
+    float: Float,
+    norm_squared: f64,
+    weights: (Option<&[f32]>, Option<&[f32]>),
+) -> Factors {
     let (scaled, unit) = found.components(rank);
     let mut v = unit.clone();
     let values = found.values();
@@ -50,19 +60,21 @@ pub(crate) fn factors(found: &Found, rank: usize, share: Share, float: Float, no
         (0..left.nrows()).for_each(|i| left[(i, k)] *= sign * to_left);
         (0..v.nrows()).for_each(|j| v[(j, k)] *= sign * to_right);
     }
-    round(&mut left, float);
+    round(&mut left, float, weights.0, Side::Rows);
     let projected = found.projected(&left);
     let mut right = match float {
         Float::F16 | Float::BF16 => fitted(&left, &projected).unwrap_or_else(|| v.transpose().to_owned()),
         Float::F32 | Float::F64 => v.transpose().to_owned(),
     };
-    round(&mut right, float);
+    round(&mut right, float, weights.1, Side::Columns);
     let across = (0..rank).flat_map(|k| (0..right.ncols()).map(move |j| (k, j))).map(|at| projected[at] * right[at]).sum::<f64>();
     let own = trace(&inner(left.as_ref(), left.as_ref()), &product(right.as_ref(), right.transpose()));
     // ⟨U·S·Vᵀ, L·R⟩ = tr((Lᵀ·U·S)·(R·V)ᵀ).
     let kept = trace(&inner(left.as_ref(), scaled.as_ref()), &product(unit.transpose(), right.transpose()));
     let best: f64 = values[..rank].iter().map(|value| value * value).sum();
     let rounding = (best - 2.0 * kept + own).max(0.0).sqrt();
+    divide(&mut left, weights.0, Side::Rows);
+    divide(&mut right, weights.1, Side::Columns);
     Factors { left, right, error_squared: (norm_squared - 2.0 * across + own).max(0.0), rounding }
 }
 
@@ -80,8 +92,34 @@ fn fitted(left: &Mat<f64>, projected: &Mat<f64>) -> Option<Mat<f64>> {
     (0..inverse.ncols()).all(|i| inverse[(i, i)].is_finite()).then(|| product(inverse.as_ref(), projected.as_ref()))
 }
 
-/// Rounds every value to the format.
-fn round(matrix: &mut Mat<f64>, float: Float) {
+/// What of a matrix has weights.
+#[derive(Clone, Copy)]
+enum Side {
+    Rows,
+    Columns,
+}
+
+/// Divides every value by its weight.
+fn divide(matrix: &mut Mat<f64>, weights: Option<&[f32]>, side: Side) {
+    each_with_weight(matrix, weights, side, |value, weight| value / weight);
+}
+
+fn each_with_weight(matrix: &mut Mat<f64>, weights: Option<&[f32]>, side: Side, with: impl Fn(f64, f64) -> f64) {
+    let Some(weights) = weights else { return };
+    for (j, column) in matrix.col_iter_mut().enumerate() {
+        for (i, value) in column.iter_mut().enumerate() {
+            let at = match side {
+                Side::Rows => i,
+                Side::Columns => j,
+            };
+            *value = with(*value, weights.get(at).map_or(1.0, |weight| f64::from(*weight)));
+        }
+    }
+}
+
+/// Rounds every value to the format; where there are weights, the value without its weight.
+fn round(matrix: &mut Mat<f64>, float: Float, weights: Option<&[f32]>, side: Side) {
+    divide(matrix, weights, side);
     let mut raw = vec![0; matrix.nrows() * float.size()];
     for column in matrix.col_iter_mut() {
         let Some(column) = column.try_as_col_major_mut() else { continue };
@@ -89,4 +127,5 @@ fn round(matrix: &mut Mat<f64>, float: Float) {
         float.narrow(values, &mut raw);
         float.widen(&raw, values);
     }
+    each_with_weight(matrix, weights, side, |value, weight| value * weight);
 }

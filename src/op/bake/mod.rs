@@ -179,7 +179,7 @@ fn baked(adapter: &Adapter, pairs: &[Pair<'_>], common: &Common, limits: &Limits
     let mut targets = Vec::with_capacity(pairs.len());
     for pair in pairs {
         let (a, b) = names(pair);
-        targets.push(Target { a: factor(&a)?, b: factor(&b)?, scaling, ..pair.target.clone() });
+        targets.push(Target { a: factor(&a)?, b: factor(&b)?, scaling, singular_values: None, ..pair.target.clone() });
     }
     let parts = AdapterParts {
         label: adapter.label().to_owned(),

@@ -4,7 +4,7 @@ use faer::Mat;
 
 use super::options::{ExtractOptions, Method, Split};
 use crate::error::{Error, Result};
-use crate::exec::{Difference, float_of};
+use crate::exec::{Difference, Weights, float_of};
 use crate::kernel::lowrank::{Failure, Found, Goal, STEP, Share, Want, factors, iterate};
 use crate::op::rank::RankRule;
 use crate::rules;
@@ -50,7 +50,8 @@ pub(super) struct Decomposed {
     pub(super) norm_squared: f64,
     /// ‖W‖² of the base.
     pub(super) base_squared: f64,
-    /// All singular values that are known, largest first; the first `rank` of them are those of the factors before they are rounded.
+    /// All singular values that are known, largest first; the first `rank` of them are those of the factors before they are rounded. None if
+    /// there are weights, for which they would be.
     pub(super) values: Vec<f64>,
     /// Components that are kept; 0 if nothing is.
     pub(super) rank: usize,
@@ -69,6 +70,8 @@ pub(super) struct Decomposed {
     pub(super) edge: f64,
     /// The share of the difference that survived rounding; 1 if it was not asked for.
     pub(super) gain: f64,
+    /// With weights: the relative error that was made small. The values are then none, and the excess is that of this error.
+    pub(super) weighted: Option<f64>,
 }
 
 impl Decomposed {
@@ -87,6 +90,7 @@ impl Decomposed {
             blocks: 0,
             edge: 0.0,
             gain: 1.0,
+            weighted: None,
         }
     }
 
@@ -140,11 +144,25 @@ pub(super) fn decompose(d: &Difference<'_>, task: &Task<'_>) -> Result<Decompose
     }
     let float = float_of(task.options.dtype).unwrap_or_else(|| unreachable!("the options were checked"));
     let share = share(task.options.split, task.is_transposed);
-    let made = factors(&found, rank, share, float, seen.norm_squared);
+    let weights = match &d.weights {
+        None => (None, None),
+        Some(Weights::Rows(weights)) => (Some(&weights[..]), None),
+        Some(Weights::Columns(weights)) => (None, Some(&weights[..])),
+    };
+    let made = factors(&found, rank, share, float, seen.norm_squared, weights);
     let is_finite = |m: &Mat<f64>| (0..m.ncols()).all(|j| (0..m.nrows()).all(|i| m[(i, j)].is_finite()));
     if !is_finite(&made.left) || !is_finite(&made.right) {
         let message = format!("the factors of {:?} leave the range of {}", d.tuned.name, task.options.dtype);
         return Err(Error::new(rules::RESULT_FINITE, message).tensor(d.tuned.name).help("store them as f32 or bf16"));
+    }
+    if d.weights.is_some() {
+        // What was made small is told, and what that makes of the weights themselves.
+        let weighted = Some((made.error_squared / seen.norm_squared).sqrt());
+        let plain = d.plain();
+        let (norm_squared, error_squared) = (plain.norm_squared()?, plain.distance_squared(&made.left, &made.right)?);
+        let (values, spectral) = (Vec::new(), error_squared.sqrt());
+        let factors = Some((made.left, made.right));
+        return Ok(Decomposed { rank, factors, error_squared, norm_squared, spectral, values, weighted, ..nothing });
     }
     let error_squared = match made.error_squared < CANCELLED * seen.norm_squared {
         true => d.distance_squared(&made.left, &made.right)?,

@@ -7,7 +7,7 @@ use super::options::ExtractOptions;
 use crate::adapter::{Kind, Orientation};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::exec::{Difference, Progress, Weight, float_of};
+use crate::exec::{Difference, Progress, Weight, Weights, float_of};
 use crate::kernel::{Float, Isa};
 use crate::op::rank::RankRule;
 use crate::op::spool::{Place, Spool};
@@ -69,6 +69,7 @@ struct Sums {
     is_exact: bool,
     edge: f64,
     gain: f64,
+    weighted: Option<f64>,
 }
 
 impl Sums {
@@ -82,6 +83,7 @@ impl Sums {
         self.blocks = self.blocks.max(found.blocks);
         self.is_exact |= found.method == Way::Exact;
         self.edge = self.edge.max(found.edge);
+        self.weighted = [self.weighted, found.weighted].into_iter().flatten().reduce(f64::max);
     }
 }
 
@@ -121,10 +123,13 @@ impl Site<'_> {
                 self.put(layer, slice, &found, places, spool)?;
             }
             if layer.slices == 1 {
-                values = found.values[..found.rank].to_vec();
+                values = found.values.iter().copied().take(found.rank).collect();
             }
         }
         let fate = self.fate(layer, &sums, places.map(|places| places.rank), values);
+        if let Fate::Extracted(target) = &fate {
+            self.progress.tell(&format!("{} rank {} off by {:.2} %", layer.tensor, target.rank, 100.0 * target.error));
+        }
         Ok(Outcome { norm_squared: sums.norm_squared, error_squared: sums.error_squared, fate })
     }
 
@@ -173,6 +178,7 @@ impl Site<'_> {
             norm,
             relative: (sums.base_squared > 0.0).then(|| (sums.norm_squared / sums.base_squared).sqrt()),
             error: (sums.error_squared / sums.norm_squared).sqrt(),
+            weighted_error: sums.weighted,
             excess: sums.excess,
             spectral: sums.spectral,
             method: if sums.is_exact { "exact" } else { "krylov" },
@@ -203,7 +209,14 @@ impl Site<'_> {
         let base = self.base.map(|base| weight(base, &layer.tensor)).transpose()?;
         let tuned = weight(self.tuned, &layer.tuned)?;
         let isa = if self.options.exec.portable { Isa::Portable } else { Isa::best() };
-        Ok(Difference::new(tuned, base, (layer.rows as usize, layer.cols as usize), isa, self.progress))
+        let mut difference = Difference::new(tuned, base, (layer.rows as usize, layer.cols as usize), isa, self.progress);
+        if let Some(stats) = &self.options.act_stats {
+            let inputs = if is_transposed(layer.kind) { layer.rows } else { layer.cols };
+            let weights = stats.of(layer, inputs)?;
+            let along = if is_transposed(layer.kind) { Weights::Rows } else { Weights::Columns };
+            difference.weights = weights.map(along);
+        }
+        Ok(difference)
     }
 
     fn reserve(&self, layer: &Layer, rank: usize, spool: &Spool) -> Places {

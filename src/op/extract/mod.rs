@@ -6,6 +6,7 @@ mod decompose;
 mod layer;
 mod options;
 mod rest;
+mod stats;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -33,6 +34,7 @@ pub(super) use layer::bytes;
 use layer::{Fate, Outcome, Site};
 pub use options::{ExtractOptions, Method, RestPolicy, Split};
 use rest::Changed;
+pub use stats::ActStats;
 
 /// Sweeps of a weight that an extraction mostly takes: what progress is counted by.
 const SWEEPS: u64 = 4;
@@ -283,7 +285,17 @@ fn adapter(
         let [a, b] = layer::names(layer);
         let scaling = Scaling { rank: target.rank, alpha: target.rank as f64, rule: ScalingRule::Standard };
         let (a, b) = (factor(&a)?, factor(&b)?);
-        made.push(Target { tensor: layer.tensor.clone(), kind: layer.kind, a, b, scaling, bias: None, magnitude: None });
+        let values = &target.singular_values;
+        made.push(Target {
+            tensor: layer.tensor.clone(),
+            kind: layer.kind,
+            a,
+            b,
+            scaling,
+            bias: None,
+            magnitude: None,
+            singular_values: (!values.is_empty()).then(|| values.clone()),
+        });
     }
     let mut replacements = Vec::new();
     for one in rest.iter().filter(|one| one.stored) {
@@ -304,7 +316,7 @@ fn parameters(options: &ExtractOptions) -> String {
     };
     json!({
         "dtype": options.dtype.to_string(), "exclude": options.exclude, "rank": options.rank.described(), "seed": options.seed, "split": split,
-        "targets": options.targets, "tolerance": options.tolerance,
+        "targets": options.targets, "tolerance": options.tolerance, "weighted": options.act_stats.is_some(),
     })
     .to_string()
 }

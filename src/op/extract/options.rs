@@ -1,5 +1,6 @@
 //! How to extract.
 
+use super::stats::ActStats;
 use crate::error::{Error, Result};
 use crate::exec::ExecOptions;
 use crate::io::Overwrite;
@@ -70,6 +71,8 @@ pub struct ExtractOptions {
     pub targets: Option<String>,
     /// A regular expression: tensors in whose names it matches are left out. Default: none.
     pub exclude: Option<String>,
+    /// Root mean squares of the inputs of layers: the error of their outputs is then made small instead of that of the weights. Default none.
+    pub act_stats: Option<ActStats>,
     /// What to write.
     pub to: ConvertTo,
     /// What to do if the output exists. Default: refuse.
@@ -93,6 +96,7 @@ impl Default for ExtractOptions {
             rest: RestPolicy::SkipSmall,
             targets: None,
             exclude: None,
+            act_stats: None,
             to: ConvertTo::Peft,
             overwrite: Overwrite::Refuse,
             exec: ExecOptions::default(),
@@ -114,6 +118,9 @@ impl ExtractOptions {
         }
         if !matches!(self.dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16) {
             return refuse(format!("factors are F32, BF16 or F16, and not {}", self.dtype));
+        }
+        if self.rank == RankRule::Auto && self.act_stats.is_some() {
+            return refuse("the noise of rounding is that of weights, and not of outputs: no rank follows from both".to_owned());
         }
         if let RankRule::Fixed(rank) = self.rank
             && rank > self.limits.rank

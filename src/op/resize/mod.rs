@@ -137,7 +137,7 @@ fn rebuilt(adapter: &Adapter, resized: &[Resized], spool: Spool, options: &Resiz
             Factor::new(&source, &name).ok_or_else(|| Error::new(rules::READ, "a computed factor is missing").tensor(name))
         };
         let (a, b) = (factor("A")?, factor("B")?);
-        targets.push(Target { a, b, scaling, ..target });
+        targets.push(Target { a, b, scaling, singular_values: resized.singular_values.clone(), ..target });
     }
     if let Some(first) = dropped.first() {
         let count = plural(dropped.len() as u64, "target");

@@ -6,9 +6,9 @@ use faer::MatRef;
 use crate::adapter::{Kind, Scaling, Target};
 use crate::error::{Error, Result};
 use crate::exec::{float_of, read_factors};
-use crate::kernel::Float;
 use crate::kernel::lowrank::{Found, Want, factors};
-use crate::op::extract::{bytes, share};
+use crate::kernel::{Float, product_norm};
+use crate::op::extract::{Split, bytes, share};
 use crate::op::rank::RankRule;
 use crate::op::spool::{Place, Spool};
 use crate::report::ResizedTarget;
@@ -17,6 +17,9 @@ use crate::tensor::{Dtype, Shape, TensorInfo};
 
 /// Singular values below this share of the largest are the rounding of f64.
 const RESOLUTION: f64 = 1e-14;
+
+/// A component may be off by so much of the singular value that the file states for it: what rounding to bf16 does.
+const STATED: f64 = 0.01;
 
 /// What is known of a target before its rank is.
 pub(super) struct Known {
@@ -33,6 +36,8 @@ pub(super) struct Resized {
     pub(super) error_squared: f64,
     /// `None` if nothing of it is left.
     pub(super) scaling: Option<Scaling>,
+    /// The singular values that its factors hold; of a stack none.
+    pub(super) singular_values: Option<Vec<f64>>,
 }
 
 /// The name of a factor in the spool.
@@ -100,6 +105,10 @@ pub(super) fn by_rule(target: &Target, options: &ResizeOptions, spool: &Spool) -
         let known = Known::of(target)?;
         return resize(target, &known, known.rank(options.rank), options, spool);
     }
+    if let Some(values) = in_singular_form(target, options)? {
+        let known = Known::from(vec![nonzero(&values)]);
+        return Site::new(target, &known, known.rank(options.rank), options, spool).cut();
+    }
     let found = decomposed(target, 0)?;
     let known = Known::from(vec![nonzero(found.values())]);
     let site = Site::new(target, &known, known.rank(options.rank), options, spool);
@@ -157,7 +166,14 @@ impl<'s> Site<'s> {
             self.put(a, expert, None, (rank, inner), float)?;
             return Ok(own);
         }
-        let made = factors(&found.scaled(1.0 / scale), kept, share(self.options.split, false), float, own / (scale * scale));
+        let made = factors(
+            &found.scaled(1.0 / scale),
+            kept,
+            share(self.options.split, false),
+            float,
+            own / (scale * scale),
+            (None, None),
+        );
         self.put(b, expert, Some(made.left.as_ref()), (out, rank), float)?;
         self.put(a, expert, Some(made.right.as_ref()), (rank, inner), float)?;
         Ok(made.error_squared * scale * scale)
@@ -190,8 +206,57 @@ impl<'s> Site<'s> {
             error: if norm_squared > 0.0 { (error_squared / norm_squared).sqrt() } else { 0.0 },
             singular_values: self.known.together.clone(),
         };
-        Ok(Resized { report, norm_squared, error_squared, scaling: (self.rank > 0).then_some(self.scaling) })
+        let whole = self.rank > 0 && self.target.experts().is_none();
+        let kept = self.known.together.iter().copied().take(self.rank as usize).collect::<Vec<f64>>();
+        Ok(Resized {
+            report,
+            norm_squared,
+            error_squared,
+            scaling: (self.rank > 0).then_some(self.scaling),
+            singular_values: whole.then_some(kept).filter(|kept| kept.len() as u64 == self.rank),
+        })
     }
+
+    /// The first columns of B and rows of A as they are: what is lost is the product of the others.
+    fn cut(&self) -> Result<Resized> {
+        let Some((place_a, place_b)) = self.places else { return self.finish(vec![self.norm_squared()]) };
+        let float = float_of(self.dtype).unwrap_or(Float::F32);
+        let (out, inner) = self.target.out_in();
+        let (b, a) = read_factors(self.target, 0, 0..out)?;
+        let (out, inner, kept, all) = (out as usize, inner as usize, self.rank as usize, self.target.scaling.rank as usize);
+        let (b, a) = (MatRef::from_row_major_slice(&b, out, all), MatRef::from_row_major_slice(&a, all, inner));
+        self.put(place_b, 0, Some(b.subcols(0, kept)), (out, kept), float)?;
+        self.put(place_a, 0, Some(a.subrows(0, kept)), (kept, inner), float)?;
+        let rest = |matrix: MatRef<'_, f64>| -> Vec<f64> {
+            (0..matrix.nrows()).flat_map(|i| (0..matrix.ncols()).map(move |j| (i, j))).map(|at| matrix[at]).collect()
+        };
+        let (left, right) = (rest(b.subcols(kept, all - kept)), rest(a.subrows(kept, all - kept)));
+        let lost = if all > kept { self.target.scaling.effective() * product_norm(&left, &right, all - kept) } else { 0.0 };
+        self.finish(vec![lost * lost])
+    }
+
+    fn norm_squared(&self) -> f64 {
+        self.known.together.iter().map(|value| value * value).sum()
+    }
+}
+
+/// The singular values of a target whose factors are stored component by component and need only be cut: the file says so, each component has
+/// the size that it says, and neither the dtype nor the scale is to change.
+fn in_singular_form(target: &Target, options: &ResizeOptions) -> Result<Option<Vec<f64>>> {
+    let own = target.a.info().dtype;
+    let same = options.dtype.is_none_or(|dtype| dtype == own) && target.b.info().dtype == own && own != Dtype::F64;
+    let Some(values) = target.singular_values.as_ref().filter(|_| same && options.split == Split::Sqrt) else { return Ok(None) };
+    let (out, inner) = target.out_in();
+    let (b, a) = read_factors(target, 0, 0..out)?;
+    let (rank, scale) = (target.scaling.rank as usize, target.scaling.effective());
+    let squares = |values: &mut dyn Iterator<Item = &f64>| values.map(|value| value * value).sum::<f64>();
+    let is_so = values.iter().enumerate().all(|(k, value)| {
+        let of_b = squares(&mut b.iter().skip(k).step_by(rank));
+        let of_a = squares(&mut a.iter().skip(k * inner as usize).take(inner as usize));
+        let found = scale * (of_b * of_a).sqrt();
+        (found - value).abs() <= STATED * value
+    });
+    Ok(is_so.then(|| values.clone()))
 }
 
 fn reserve(target: &Target, rank: u64, dtype: Dtype, spool: &Spool) -> (Place, Place) {

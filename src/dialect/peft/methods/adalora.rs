@@ -52,6 +52,7 @@ pub(super) fn make(config: &PeftConfig, modules: &BTreeMap<String, Parts<'_>>, s
             scaling: Scaling { rank, alpha, rule: ScalingRule::Standard },
             bias: None,
             magnitude: None,
+            singular_values: None,
         });
     }
 }

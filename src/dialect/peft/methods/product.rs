@@ -108,6 +108,7 @@ pub(super) fn make(
             scaling: Scaling { rank, alpha, rule: ScalingRule::Standard },
             bias: None,
             magnitude: None,
+            singular_values: None,
         });
     }
 }

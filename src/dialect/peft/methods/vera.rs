@@ -57,6 +57,7 @@ pub(super) fn make(config: &PeftConfig, modules: &BTreeMap<String, Parts<'_>>, s
             scaling: Scaling { rank, alpha: rank as f64, rule: ScalingRule::Standard },
             bias: None,
             magnitude: None,
+            singular_values: None,
         });
     }
 }

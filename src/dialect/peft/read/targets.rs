@@ -85,6 +85,7 @@ impl Reader<'_> {
                 scaling,
                 bias: bias.map(|delta| BiasDelta { tensor: of_bias, delta }),
                 magnitude: module.magnitude.and_then(|key| self.factor(key)),
+                singular_values: None,
             });
         }
         targets

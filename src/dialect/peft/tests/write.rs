@@ -14,7 +14,16 @@ fn target(module: &str, scaling: Scaling, kind: Kind) -> Target {
     let (a, b) = (name("a"), name("b"));
     let source = source(&[(&a, &[scaling.rank, 60]), (&b, &[40, scaling.rank]), (&name("bias"), &[40])]);
     let factor = |name: &str| Factor::new(&source, name).unwrap();
-    Target { tensor: name("weight"), kind, a: factor(&a), b: factor(&b), scaling, bias: None, magnitude: None }
+    Target {
+        tensor: name("weight"),
+        kind,
+        a: factor(&a),
+        b: factor(&b),
+        scaling,
+        bias: None,
+        magnitude: None,
+        singular_values: None,
+    }
 }
 
 fn scaling(rank: u64, alpha: f64) -> Scaling {

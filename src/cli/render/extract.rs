@@ -21,7 +21,10 @@ pub(super) fn text(report: &ExtractReport) -> String {
     line(&mut text, "", &format!("{}, {} values in factors", figure::bytes(report.bytes), figure::count(report.parameters)));
     let shown = |x: f64| figure::significant(x, 3);
     line(&mut text, "error", &format!("{} of the change of the targets, as it is stored", percent_of(report.error)));
-    line(&mut text, "", &format!("about {} above the least for these ranks", percent_of(report.excess)));
+    match report.excess {
+        0.0 => line(&mut text, "", "the least that these ranks allow, as far as f32 tells"),
+        excess => line(&mut text, "", &format!("about {} above the least for these ranks", percent_of(excess))),
+    }
     line(&mut text, "left out", &format!("{} of the square of all that changed", percent_of(report.lost)));
     line(&mut text, "change", &format!("{} (Frobenius norm of all of it)", shown(report.change)));
     line(&mut text, "unchanged", &plural(report.unchanged, "tensor"));

@@ -92,6 +92,7 @@ pub fn extract(
         return Err(nothing(tuned, unchanged, &omitted, &changed));
     }
     clamped(&targets, options, &mut warnings);
+    warnings.extend(replaced(&targets));
     if let Some(first) = pairs.only_in_base.first() {
         let count = plural(pairs.only_in_base.len() as u64, "tensor");
         let message =
@@ -252,6 +253,23 @@ fn nothing(tuned: &Checkpoint, unchanged: u64, omitted: &[OmittedTarget], change
         ),
     };
     Error::new(rules::SOME_CHANGE, message).file(tuned.path()).help(help)
+}
+
+/// Weights that changed by more than they were: they are new ones rather than tuned ones, and no low rank says much of them.
+fn replaced(targets: &[ExtractedTarget]) -> Option<Diagnostic> {
+    let new: Vec<&ExtractedTarget> =
+        targets.iter().filter(|target| target.relative.is_some_and(|relative| relative > 1.0)).collect();
+    let first = new.first()?;
+    let message = format!(
+        "{} changed by more than they were, the first {:?} by {:.1} times, and {:.0} % of that is lost at rank {}",
+        plural(new.len() as u64, "weight"),
+        first.tensor,
+        first.relative.unwrap_or(0.0),
+        100.0 * first.error,
+        first.rank
+    );
+    let help = "they were trained anew rather than tuned: keep them whole in a checkpoint, or leave them out with --exclude";
+    Some(Diagnostic::new(rules::LITTLE_LEFT_OUT, message).tensor(&first.tensor).help(help))
 }
 
 /// Says where the rank is less than what was asked for.

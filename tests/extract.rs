@@ -711,3 +711,34 @@ fn options_that_cannot_be_are_refused() {
         o.targets = Some("no_such".into());
     }));
 }
+
+/// Goes on so many times.
+struct Patience(std::sync::atomic::AtomicUsize);
+
+impl loratool::Progress for Patience {
+    fn cancelled(&self) -> bool {
+        use std::sync::atomic::Ordering::Relaxed;
+        self.0.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_err()
+    }
+}
+
+#[test]
+fn an_extraction_that_is_cancelled_anywhere_leaves_nothing() {
+    let values: Vec<f64> = (1..=60).map(|i| 1.0 / f64::from(i)).collect();
+    let pair = Pair::new(150, 140, &with_values(150, 140, &values), Dtype::F32);
+    let out = pair.folder.path().join("adapter");
+    for n in 0.. {
+        let patience = Patience(n.into());
+        match extract(Some(&pair.base), &pair.tuned, &out, &fixed(4), &patience) {
+            Ok(_) => {
+                assert!(n > 8, "{n} questions");
+                break;
+            }
+            Err(error) => {
+                assert_eq!((error.diagnostics()[0].rule().id, error.class().exit_code()), ("E-006", 130));
+                // The two checkpoints alone.
+                assert_eq!(fs::read_dir(pair.folder.path()).unwrap().count(), 2, "after {n} questions");
+            }
+        }
+    }
+}

@@ -279,7 +279,7 @@ fn run_extract(job: &ExtractJob, signals: &Signals, show_progress: bool) -> Resu
         (Err(error), Ok(_)) | (Ok(_), Err(error)) => return Err(error),
         (Err(first), Err(second)) => return Err(joined(vec![first, second])),
     };
-    let watch = Watch::start(signals, "extracting", 0, show_progress);
+    let watch = Watch::start(signals, "reading", 0, show_progress);
     extract(base.as_ref(), &tuned, &job.output, &job.options, &watch)
 }
 

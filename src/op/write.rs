@@ -31,7 +31,7 @@ pub(super) fn kind(to: ConvertTo) -> (OutputKind, &'static str) {
 /// counts the bytes of the tensors.
 ///
 /// # Errors
-/// As [`container::write`](crate::dialect::container::write) and [`peft::config_json`](crate::dialect::peft::config_json); `E-002`; the first of
+/// As [`container::write`] and [`peft::config_json`]; `E-002`; the first of
 /// `unchanged`; `E-006` if `progress` cancels.
 pub(super) fn write(
     adapter: &Adapter,

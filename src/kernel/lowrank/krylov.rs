@@ -154,3 +154,120 @@ fn beside(left: &Mat<f64>, right: &Mat<f64>) -> Mat<f64> {
     all.subcols_mut(left.ncols(), right.ncols()).copy_from(right);
     all
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::STEP;
+    use super::*;
+
+    /// A dense matrix, and what goes wrong with its products.
+    struct Dense {
+        rows: usize,
+        cols: usize,
+        values: Vec<f32>,
+        /// The product with this number fails.
+        fails: Option<usize>,
+        products: std::cell::Cell<usize>,
+    }
+
+    impl Dense {
+        /// Singular values in the order of the diagonal, in a cosine basis of the columns.
+        fn new(rows: usize, cols: usize, value: impl Fn(usize) -> f64) -> Dense {
+            let cosine = |j: usize, k: usize| {
+                let scale = if k == 0 { (1.0 / cols as f64).sqrt() } else { (2.0 / cols as f64).sqrt() };
+                scale * (std::f64::consts::PI * (j as f64 + 0.5) * k as f64 / cols as f64).cos()
+            };
+            let at = |n: usize| if n / cols < cols { (value(n / cols) * cosine(n % cols, n / cols)) as f32 } else { 0.0 };
+            Dense { rows, cols, values: (0..rows * cols).map(at).collect(), fails: None, products: std::cell::Cell::new(0) }
+        }
+
+        fn norm_squared(&self) -> f64 {
+            self.values.iter().map(|value| f64::from(*value).powi(2)).sum()
+        }
+
+        fn start(&self) -> Vec<f32> {
+            let mut omega = vec![0.0; self.rows * STEP];
+            omega.chunks_exact_mut(STEP).enumerate().for_each(|(i, row)| super::super::signs(5, i as u64, row));
+            self.multiplied(&omega, true)
+        }
+
+        fn multiplied(&self, x: &[f32], transposed: bool) -> Vec<f32> {
+            let out = if transposed { self.cols } else { self.rows };
+            let mut y = vec![0.0; out * STEP];
+            for (i, j) in (0..self.rows).flat_map(|i| (0..self.cols).map(move |j| (i, j))) {
+                let (to, from) = if transposed { (j, i) } else { (i, j) };
+                for l in 0..STEP {
+                    y[to * STEP + l] += self.values[i * self.cols + j] * x[from * STEP + l];
+                }
+            }
+            y
+        }
+    }
+
+    impl Sweeps for Dense {
+        type Error = usize;
+
+        fn shape(&self) -> (usize, usize) {
+            (self.rows, self.cols)
+        }
+
+        fn times(&self, x: &[f32], _: usize) -> Result<Vec<f32>, usize> {
+            self.products.set(self.products.get() + 1);
+            if self.fails == Some(self.products.get()) { Err(self.products.get()) } else { Ok(self.multiplied(x, false)) }
+        }
+
+        fn transposed_times(&self, y: &[f32], _: usize) -> Result<Vec<f32>, usize> {
+            self.products.set(self.products.get() + 1);
+            if self.fails == Some(self.products.get()) { Err(self.products.get()) } else { Ok(self.multiplied(y, true)) }
+        }
+
+        fn both(&self, x: &[f32], width: usize) -> Result<(Vec<f32>, Vec<f32>), usize> {
+            let y = self.times(x, width)?;
+            let z = self.transposed_times(&y, width)?;
+            Ok((y, z))
+        }
+    }
+
+    fn run(d: &Dense, want: &dyn Fn(&[f64]) -> Want, tolerance: f64, most: usize) -> Result<Found, Failure<usize>> {
+        iterate(d, &d.start(), &Goal { width: STEP, tolerance, most, norm_squared: d.norm_squared(), want })
+    }
+
+    #[test]
+    fn the_largest_values_are_found() {
+        let d = Dense::new(150, 120, |i| 1.0 / (i + 1) as f64);
+        let found = run(&d, &|_| Want::Rank(10), 1e-3, 120).ok().unwrap();
+        for (i, value) in found.values().iter().take(10).enumerate() {
+            assert!((value * (i + 1) as f64 - 1.0).abs() < 1e-3, "{i}: {value}");
+        }
+        assert!(found.blocks >= LEAST && found.excess <= 1e-3);
+    }
+
+    #[test]
+    fn a_failed_product_is_the_failure_of_the_whole() {
+        let mut d = Dense::new(150, 120, |i| 1.0 / (i + 1) as f64);
+        for product in 1..=5 {
+            d.fails = Some(product);
+            d.products.set(0);
+            let failure = run(&d, &|_| Want::Rank(10), 1e-3, 120).err();
+            assert!(matches!(failure, Some(Failure::Product(n)) if n == product), "product {product}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_has_no_values() {
+        let mut d = Dense::new(150, 120, |i| 1.0 / (i + 1) as f64);
+        let start = d.start();
+        d.values[7] = f32::NAN;
+        let goal = Goal { width: STEP, tolerance: 1e-3, most: 120, norm_squared: 1.0, want: &|_| Want::Rank(10) };
+        assert!(matches!(iterate(&d, &start, &goal), Err(Failure::Diverged)));
+    }
+
+    #[test]
+    fn what_takes_too_long_is_given_up_with_what_there_is() {
+        let d = Dense::new(150, 120, |_| 1.0);
+        assert!(matches!(run(&d, &|_| Want::More, 1e-3, 64), Err(Failure::Slow(None))));
+        let Err(Failure::Slow(Some(found))) = run(&d, &|_| Want::Rank(12), 1e-30, 64) else { panic!("not slow") };
+        assert!(found.rank == 12 && found.blocks == 4);
+        assert!(matches!(run(&d, &|_| Want::Rank(12), 1e-3, 32), Err(Failure::Slow(None))));
+    }
+}

@@ -91,7 +91,7 @@ impl Site<'_> {
     /// The singular values of a weight up to a rank, largest first; of a stack those of all parts together.
     ///
     /// # Errors
-    /// As [`decompose`](super::decompose::decompose).
+    /// As [`decompose()`].
     pub(super) fn values(&self, layer: &Layer, cap: u64) -> Result<Vec<f64>> {
         let mut squares: Vec<f64> = Vec::new();
         for slice in 0..layer.slices {
@@ -105,7 +105,7 @@ impl Site<'_> {
     /// Factorises the change of a weight by a rule.
     ///
     /// # Errors
-    /// As [`decompose`](super::decompose::decompose); `E-002` for the spool.
+    /// As [`decompose()`]; `E-002` for the spool.
     pub(super) fn extract(&self, layer: &Layer, rule: RankRule, spool: &Spool) -> Result<Outcome> {
         let rule = self.common(layer, rule)?;
         let cap = if let RankRule::Fixed(rank) = rule { rank } else { self.options.max_rank };

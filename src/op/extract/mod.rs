@@ -23,9 +23,9 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Diagnostic, Error, Result};
 use crate::exec::{self, Progress};
 use crate::io::check_output;
-use crate::plan::{Choice, Layer, Pairs};
+use crate::plan::{Choice, Layer, Pairs, Whole};
 use crate::report::text::plural;
-use crate::report::{ExtractReport, ExtractedTarget, Note, OmittedTarget};
+use crate::report::{ExtractReport, ExtractedTarget, Note, OmittedTarget, RestTensor};
 use crate::rules;
 use crate::tensor::{TensorInfo, TensorSource, pieces};
 
@@ -68,6 +68,7 @@ pub fn extract(
     let spool = Spool::new(output)?;
     let (outcomes, changed, same) = exec::on_threads(&options.exec, || -> Result<_> {
         let (changed, same) = rest::changed(&pairs.rest, base, tuned, progress)?;
+        rest::check(&changed, options.rest)?;
         Ok((outcomes(&site, &pairs.layers, &spool)?, changed, same))
     })?;
 
@@ -189,7 +190,7 @@ fn outcomes(site: &Site<'_>, layers: &[Layer], spool: &Spool) -> Result<Vec<Outc
 }
 
 /// Copies the tensors that are stored whole.
-fn store(changed: &[Changed], rest: &[crate::report::RestTensor], tuned: &Checkpoint, spool: &Spool) -> Result<()> {
+fn store(changed: &[Changed], rest: &[RestTensor], tuned: &Checkpoint, spool: &Spool) -> Result<()> {
     for (one, _) in changed.iter().zip(rest).filter(|(_, report)| report.stored) {
         let Some(info) = tuned.info(&one.rest.tuned) else { continue };
         let place = spool.reserve(&one.rest.tensor, info.clone());
@@ -209,7 +210,7 @@ struct Sums {
 }
 
 impl Sums {
-    fn of(outcomes: &[Outcome], changed: &[Changed], rest: &[crate::report::RestTensor], total: f64) -> Sums {
+    fn of(outcomes: &[Outcome], changed: &[Changed], rest: &[RestTensor], total: f64) -> Sums {
         let extracted = |outcome: &&Outcome| matches!(outcome.fate, Fate::Extracted(_));
         let over = |of: &dyn Fn(&Outcome) -> f64| outcomes.iter().filter(extracted).map(of).sum::<f64>();
         let (norm, error) = (over(&|o| o.norm_squared), over(&|o| o.error_squared));
@@ -290,7 +291,7 @@ fn adapter(
     spooled: Spooled,
     layers: &[&Layer],
     targets: &[ExtractedTarget],
-    rest: &[crate::report::RestTensor],
+    rest: &[RestTensor],
     base: BaseIdentity,
     options: &ExtractOptions,
 ) -> Result<Adapter> {
@@ -317,7 +318,7 @@ fn adapter(
     }
     let mut replacements = Vec::new();
     for one in rest.iter().filter(|one| one.stored) {
-        let shared = one.why == crate::plan::Whole::Tied.name();
+        let shared = one.why == Whole::Tied.name();
         replacements.push(Replacement { tensor: one.tensor.clone(), with: factor(&one.tensor)?, shared });
     }
     let label = source.label().display().to_string();

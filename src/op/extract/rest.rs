@@ -55,6 +55,15 @@ pub(super) fn changed(
     Ok((found, same))
 }
 
+/// Refuses what must not be left out whatever its share is, before anything is computed that takes long.
+///
+/// # Errors
+/// `U-009`.
+pub(super) fn check(changed: &[Changed], policy: RestPolicy) -> Result<()> {
+    let unasked: Vec<&Changed> = changed.iter().filter(|one| one.rest.why != Whole::Excluded).collect();
+    refused(&unasked, &|_| None, policy).map_or(Ok(()), Err)
+}
+
 /// What becomes of each of them. `total` is ‖D‖² over everything that changed.
 ///
 /// # Errors
@@ -119,12 +128,9 @@ fn refused(unasked: &[&Changed], share: &dyn Fn(&Changed) -> Option<f64>, policy
     worst.sort_by(|x, y| share(y).unwrap_or(f64::INFINITY).total_cmp(&share(x).unwrap_or(f64::INFINITY)));
     let names: Vec<String> = worst.iter().take(3).map(|one| format!("{:?} ({})", one.rest.tensor, one.rest.why.name())).collect();
     let more = if worst.len() > 3 { format!(" and {} more", worst.len() - 3) } else { String::new() };
-    let message = format!(
-        "{} would be left out, with {:.3} % of the change: {}{more}",
-        plural(unasked.len() as u64, "changed tensor"),
-        100.0 * sum,
-        names.join(", "),
-    );
+    let with = if sum > 0.0 { format!(", with {:.3} % of the change", 100.0 * sum) } else { String::new() };
+    let count = plural(unasked.len() as u64, "changed tensor");
+    let message = format!("{count} would be left out{with}: {}{more}", names.join(", "));
     let help = "--rest store keeps them whole beside the factors, --rest skip leaves them out";
     Some(Error::new(rules::LITTLE_LEFT_OUT, message).help(help))
 }

@@ -276,7 +276,7 @@ def read_container(file, warn):
         for entry in m[key]:
             stack = key == "targets" and isinstance(entry, dict) and entry.get("kind") == "experts"
             members(entry, {**listed, "axes": one_of("in_out", "out_in")} if stack else listed, optional)
-            need(not stack or "singular_values" not in entry, "C-033", "singular_values")
+            need(not stack or not entry.get("singular_values"), "C-033", "singular_values")
             if "bias" in entry:
                 members(entry["bias"], {"tensor": is_str, "delta": is_str})
     if "residual" in m:
@@ -302,7 +302,7 @@ def read_container(file, warn):
         t["A"], t["B"] = file.shape(t["a"]), file.shape(t["b"])
         found = layer(t["kind"], t["A"], t["B"], t.get("axes"))
         need(found and found[0] == found[1] == t["rank"] and found[4] == t["shape"], "C-035", t["tensor"])
-        need(len(t.get("singular_values", [0] * t["rank"])) == t["rank"], "C-035", t["tensor"])
+        need(len(t.get("singular_values") or [0] * t["rank"]) == t["rank"], "C-035", t["tensor"])
         need(not t["rank"] or abs(t["scale"] - formula(t)) <= 1e-12 * abs(formula(t)), "C-036", t["tensor"])
     need(m["content"] == root(m["digests"]), "C-038")
     check_adapter(file, m["targets"], m["replacements"], warn, m["rows"], m["rescalings"])

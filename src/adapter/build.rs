@@ -116,6 +116,7 @@ fn check_target(target: &Target, limits: &Limits, problems: &mut Vec<Diagnostic>
         warnings.push(Diagnostic::new(rules::RANK_LIMIT, message).tensor(target.a.name()));
     }
     check_scaling(target, problems, warnings);
+    check_singular_values(target, problems);
     if let Some(magnitude) = &target.magnitude {
         check_magnitude(target, magnitude, out, problems);
     }
@@ -242,6 +243,24 @@ fn check_rows(rows: &RowReplacement, problems: &mut Vec<Diagnostic>) {
     if let Some(twice) = rows.rows.iter().find(|row| !seen.insert(**row)) {
         let message = format!("row {twice} of {:?} is replaced twice by {name:?}", rows.tensor);
         problems.push(Diagnostic::new(rules::TARGETS_UNIQUE, message).tensor(name));
+    }
+}
+
+/// As many as the rank is, from the largest to the smallest, and none for experts.
+fn check_singular_values(target: &Target, problems: &mut Vec<Diagnostic>) {
+    let Some(values) = &target.singular_values else { return };
+    let falls =
+        values.is_sorted_by(|before, after| before >= after) && values.iter().all(|value| (0.0..f64::INFINITY).contains(value));
+    let mut problem = |rule, what: &str| {
+        let message = format!("the singular values of {:?} are {what}", target.tensor);
+        problems.push(Diagnostic::new(rule, message).tensor(&target.tensor).help("they are informative: leave them out"));
+    };
+    if let Kind::Experts(_) = target.kind {
+        problem(rules::MANIFEST_FIELDS, "those of a stack of experts, which has none");
+    } else if !falls {
+        problem(rules::MANIFEST_FIELDS, "not numbers of 0 or more, the largest first");
+    } else if values.len() as u64 != target.scaling.rank {
+        problem(rules::MANIFEST_SHAPES, &format!("{} for rank {}", values.len(), target.scaling.rank));
     }
 }
 

@@ -73,8 +73,9 @@ pub struct Target {
     /// DoRA's magnitudes, one for each output: the merged weight is `m / ‖W + ΔW‖ · (W + ΔW)`, with the norm over all inputs of an
     /// output (Liu et al. 2024, equation 5).
     pub magnitude: Option<Factor>,
-    /// The singular values of scale · B·A, largest first, as many as the rank is. If they are stated, column i of B and row i of A belong to
-    /// the i-th of them, so that the first r of each are the best update of rank r. Not for stacks of experts.
+    /// The singular values of scale · B·A, largest first, as many as the rank is. If they are stated, the columns of B are orthogonal to each
+    /// other and so are the rows of A, but for the rounding of their values, and column i of B and row i of A belong to the i-th value: the
+    /// first r of each are the best update of rank r. Not for stacks of experts.
     pub singular_values: Option<Vec<f64>>,
 }
 

@@ -121,13 +121,11 @@ macro_rules! stored_as {
         type Bits = $bits;
         #[inline(always)]
         fn load(raw: &[u8]) -> $bits {
-            let mut bytes = [0; size_of::<$bits>()];
-            bytes.copy_from_slice(raw);
-            $bits::from_le_bytes(bytes)
+            $bits::from_le_bytes(*raw.first_chunk().expect("SIZE bytes"))
         }
         #[inline(always)]
         fn store(bits: $bits, raw: &mut [u8]) {
-            raw.copy_from_slice(&bits.to_le_bytes());
+            *raw.first_chunk_mut().expect("SIZE bytes") = bits.to_le_bytes();
         }
         #[inline(always)]
         fn away(bits: $bits) -> $bits {

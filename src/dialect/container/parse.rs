@@ -155,18 +155,12 @@ fn target(entry: Object<'_>) -> Result<TargetEntry> {
         scale: entry.number("scale")?,
         bias: entry.get("bias").map(|_| bias(entry.object("bias")?)).transpose()?,
         magnitude: entry.get("magnitude").map(|_| entry.string("magnitude")).transpose()?,
-        singular_values: entry.get("singular_values").map(|_| singular_values(&entry, kind)).transpose()?,
+        singular_values: entry
+            .get("singular_values")
+            .map(|_| entry.numbers("singular_values"))
+            .transpose()?
+            .filter(|values| !values.is_empty()),
     })
-}
-
-/// Numbers of 0 or more, none larger than the one before it; a stack of experts has none.
-fn singular_values(entry: &Object<'_>, kind: EntryKind) -> Result<Vec<f64>> {
-    if kind == EntryKind::Experts {
-        return Err(entry.wrong("singular_values", "no such member, which experts do not have"));
-    }
-    let values = entry.numbers("singular_values")?;
-    let falls = values.is_sorted_by(|before, after| before >= after) && values.iter().all(|value| *value >= 0.0);
-    if falls { Ok(values) } else { Err(entry.wrong("singular_values", "numbers of 0 or more, the largest first")) }
 }
 
 /// A list that is left out where it is empty.

@@ -63,6 +63,7 @@ fn sample() -> Adapter {
         singular_values: None,
     };
     let mut square = target("h.c_attn.weight", Kind::Linear(Orientation::InOut), "3", "4", 4, ScalingRule::Standard);
+    square.singular_values = Some(vec![4.5, 0.1, 0.1, 0.0]);
     square.bias = Some(BiasDelta { tensor: "h.c_attn.bias".into(), delta: factor("7") });
     let parts = AdapterParts {
         label: "sample".into(),
@@ -96,6 +97,7 @@ fn what_is_written_is_read_as_the_same_adapter() {
     let back = open(file.path()).unwrap();
     for (x, y) in adapter.targets().iter().zip(back.targets()) {
         assert_eq!((&x.tensor, x.kind, x.scaling), (&y.tensor, y.kind, y.scaling));
+        assert_eq!(x.singular_values, y.singular_values);
     }
     for (x, y) in adapter.factors().zip(back.factors()) {
         assert_eq!((x.info(), values(x)), (y.info(), values(y)));
@@ -164,6 +166,23 @@ fn what_a_container_cannot_say_is_refused_before_anything_is_written() {
     assert_eq!(refused(&|p| p.lineage = vec![Lineage { parameters: "[]".into(), ..step() }]), "C-042");
     assert_eq!(refused(&|p| p.origin_config = Some(r#"{"r":1,"r":2}"#.into())), "C-030");
     assert_eq!(refused(&|p| p.base.name = Some("x".repeat(33 << 20))), "C-022");
+}
+
+#[test]
+fn singular_values_are_as_many_as_the_rank_and_fall() {
+    let with = |values: &[f64]| {
+        let mut parts = sample().parts().clone();
+        let target = parts.targets.iter_mut().find(|target| target.scaling.rank == 2).unwrap();
+        target.singular_values = Some(values.to_vec());
+        Adapter::new(parts, &Limits::default()).map_or_else(|e| e.diagnostics()[0].rule().id, |_| "accepted")
+    };
+    assert_eq!(with(&[3.0, 3.0]), "accepted");
+    for wrong in [[1.0, 2.0], [1.0, -1.0], [f64::NAN, 1.0], [1.0, f64::NAN], [f64::INFINITY, 1.0]] {
+        assert_eq!(with(&wrong), "C-033", "{wrong:?}");
+    }
+    for wrong in [&[] as &[f64], &[1.0], &[3.0, 2.0, 1.0]] {
+        assert_eq!(with(wrong), "C-035", "{wrong:?}");
+    }
 }
 
 /// A container of one target, with its manifest edited.

@@ -18,8 +18,9 @@ pub(super) fn subtract((of, tuned): (Float, &[u8]), base: Option<(Float, &[u8])>
 fn from<T: Format>(tuned: &[u8], base: Option<(Float, &[u8])>, out: &mut [f32]) {
     match base {
         None => {
-            for (out, t) in out.iter_mut().zip(tuned.chunks_exact(T::SIZE)) {
-                *out = T::widen(T::load(t)) as f32;
+            let tuned = &tuned[..out.len() * T::SIZE];
+            for i in 0..out.len() {
+                out[i] = T::widen(T::load(&tuned[i * T::SIZE..(i + 1) * T::SIZE])) as f32;
             }
         }
         Some((Float::F64, base)) => between::<T, F64>(tuned, base, out),
@@ -29,11 +30,14 @@ fn from<T: Format>(tuned: &[u8], base: Option<(Float, &[u8])>, out: &mut [f32]) 
     }
 }
 
+/// No iterators: unless the compiler happens to inline them, they are compiled for the portable instruction set, and a build without
+/// optimisation across units takes sixteen times as long.
 #[inline(always)]
 fn between<T: Format, B: Format>(tuned: &[u8], base: &[u8], out: &mut [f32]) {
-    let values = tuned.chunks_exact(T::SIZE).zip(base.chunks_exact(B::SIZE));
-    for (out, (t, b)) in out.iter_mut().zip(values) {
-        *out = (T::widen(T::load(t)) - B::widen(B::load(b))) as f32;
+    let (tuned, base) = (&tuned[..out.len() * T::SIZE], &base[..out.len() * B::SIZE]);
+    for i in 0..out.len() {
+        let t = T::widen(T::load(&tuned[i * T::SIZE..(i + 1) * T::SIZE]));
+        out[i] = (t - B::widen(B::load(&base[i * B::SIZE..(i + 1) * B::SIZE]))) as f32;
     }
 }
 
@@ -41,12 +45,15 @@ fn between<T: Format, B: Format>(tuned: &[u8], base: &[u8], out: &mut [f32]) {
 #[inline(always)]
 pub(super) fn squares(values: &[f32]) -> f64 {
     let mut sums = [0.0f64; 16];
-    let whole = values.chunks_exact(16);
-    let rest: f64 = whole.remainder().iter().map(|value| f64::from(*value) * f64::from(*value)).sum();
+    let (whole, last) = values.as_chunks::<16>();
     for chunk in whole {
-        for (sum, value) in sums.iter_mut().zip(chunk) {
-            *sum += f64::from(*value) * f64::from(*value);
+        for i in 0..16 {
+            sums[i] += f64::from(chunk[i]) * f64::from(chunk[i]);
         }
+    }
+    let mut rest = 0.0;
+    for value in last {
+        rest += f64::from(*value) * f64::from(*value);
     }
     sums.iter().sum::<f64>() + rest
 }

@@ -70,6 +70,30 @@ pub(super) fn backward_plain(rows: Rows<'_>, y: &[f32], z: &mut [f32]) {
     }
 }
 
+/// The next values in registers. Here and below there are no closures and few iterators: unless the compiler happens to inline them, they are
+/// compiled for the portable instruction set.
+#[inline(always)]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn registers<V: Vector, const K: usize>(from: &[f32]) -> [V; K] {
+    let mut registers = [V::splat(0.0); K];
+    for k in 0..K {
+        registers[k] = V::load(&from[k * V::LANES..]);
+    }
+    registers
+}
+
+/// Columns `at..end` of the rows from `row` on.
+#[inline(always)]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn parts<'a, const ROWS: usize>(rows: Rows<'a>, row: usize, at: usize, end: usize) -> [&'a [f32]; ROWS] {
+    let mut parts = [&rows.d[..0]; ROWS];
+    for (r, part) in parts.iter_mut().enumerate() {
+        *part = &rows.d[(row + r) * rows.cols..][at..end];
+        assert!(part.len() == end - at);
+    }
+    parts
+}
+
 /// [`forward_plain`] with fused operations, `ROWS` rows and `K` registers at a time.
 #[inline(always)]
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -101,12 +125,14 @@ fn forward_block<V: Vector, const ROWS: usize, const K: usize>(
     y: &mut [f32],
 ) {
     let width = rows.width;
-    let d: [&[f32]; ROWS] = std::array::from_fn(|r| rows.part(row + r, at, end));
-    assert!(d.iter().all(|d| d.len() == end - at));
-    let place = |r: usize, k: usize| (row + r) * width + panel + k * V::LANES;
-    let mut sums: [[V; K]; ROWS] = std::array::from_fn(|r| std::array::from_fn(|k| V::load(&y[place(r, k)..])));
-    for (j, x) in (0..end - at).zip(x[at * width..].chunks_exact(width)) {
-        let x: [V; K] = std::array::from_fn(|k| V::load(&x[panel + k * V::LANES..]));
+    let d = parts::<ROWS>(rows, row, at, end);
+    let mut sums = [[V::splat(0.0); K]; ROWS];
+    for r in 0..ROWS {
+        sums[r] = registers(&y[(row + r) * width + panel..]);
+    }
+    for j in 0..end - at {
+        let x = &x[(at + j) * width + panel..][..K * V::LANES];
+        let x = registers::<V, K>(x);
         for r in 0..ROWS {
             let value = V::splat(d[r][j]);
             for k in 0..K {
@@ -114,9 +140,9 @@ fn forward_block<V: Vector, const ROWS: usize, const K: usize>(
             }
         }
     }
-    for (r, sums) in sums.iter().enumerate() {
-        for (k, sum) in sums.iter().enumerate() {
-            V::store(*sum, &mut y[place(r, k)..]);
+    for r in 0..ROWS {
+        for k in 0..K {
+            V::store(sums[r][k], &mut y[(row + r) * width + panel + k * V::LANES..]);
         }
     }
 }
@@ -151,20 +177,22 @@ fn backward_block<V: Vector, const ROWS: usize, const K: usize>(
     z: &mut [f32],
 ) {
     let width = rows.width;
-    let d: [&[f32]; ROWS] = std::array::from_fn(|r| rows.part(row + r, at, end));
-    assert!(d.iter().all(|d| d.len() == end - at));
-    let y: [[V; K]; ROWS] =
-        std::array::from_fn(|r| std::array::from_fn(|k| V::load(&y[(row + r) * width + panel + k * V::LANES..])));
-    for (j, z) in (0..end - at).zip(z[at * width..].chunks_exact_mut(width)) {
-        let mut sums: [V; K] = std::array::from_fn(|k| V::load(&z[panel + k * V::LANES..]));
+    let d = parts::<ROWS>(rows, row, at, end);
+    let mut left = [[V::splat(0.0); K]; ROWS];
+    for r in 0..ROWS {
+        left[r] = registers(&y[(row + r) * width + panel..]);
+    }
+    for j in 0..end - at {
+        let z = &mut z[(at + j) * width + panel..][..K * V::LANES];
+        let mut sums = registers::<V, K>(z);
         for r in 0..ROWS {
             let value = V::splat(d[r][j]);
             for k in 0..K {
-                sums[k] = V::add_product(sums[k], value, y[r][k]);
+                sums[k] = V::add_product(sums[k], value, left[r][k]);
             }
         }
-        for (k, sum) in sums.iter().enumerate() {
-            V::store(*sum, &mut z[panel + k * V::LANES..]);
+        for k in 0..K {
+            V::store(sums[k], &mut z[k * V::LANES..]);
         }
     }
 }

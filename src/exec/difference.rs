@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::load::coordinates;
 use super::run::{Progress, interrupted};
 use crate::error::{Error, Result};
-use crate::kernel::lowrank::{Noise, Rows, Sweeps, add_transposed_times, signs, squares, subtract, times};
+use crate::kernel::lowrank::{Noise, Rows, STEP, Sweeps, add_transposed_times, signs, squares, subtract, times};
 use crate::kernel::{Float, Isa};
 use crate::rules;
 use crate::tensor::TensorSource;
@@ -50,12 +50,6 @@ pub(crate) struct Seen {
     pub(crate) noise: Option<Noise>,
 }
 
-/// What rows or columns of a difference are multiplied by before anything else.
-pub(crate) enum Weights {
-    Rows(Vec<f32>),
-    Columns(Vec<f32>),
-}
-
 /// Tuned minus base.
 pub(crate) struct Difference<'a> {
     pub(crate) tuned: Weight<'a>,
@@ -64,17 +58,17 @@ pub(crate) struct Difference<'a> {
     pub(crate) cols: usize,
     pub(crate) isa: Isa,
     pub(crate) progress: &'a dyn Progress,
-    pub(crate) weights: Option<Weights>,
     /// A power of two by which D·X is divided before it is multiplied by Dᵀ, so that the product does not leave the range of f32: only the
     /// span of its columns matters.
     exponent: AtomicI32,
 }
 
 #[derive(Default)]
-struct Scratch {
+pub(super) struct Scratch {
     tuned: Vec<u8>,
     base: Vec<u8>,
-    d: Vec<f32>,
+    /// A tile of the difference.
+    pub(super) d: Vec<f32>,
     other: Vec<f32>,
 }
 
@@ -86,12 +80,7 @@ impl<'a> Difference<'a> {
         isa: Isa,
         progress: &'a dyn Progress,
     ) -> Self {
-        Difference { tuned, base, rows, cols, isa, progress, weights: None, exponent: AtomicI32::new(0) }
-    }
-
-    /// The difference as it is, without weights.
-    pub(crate) fn plain(&self) -> Difference<'a> {
-        Difference::new(self.tuned, self.base, (self.rows, self.cols), self.isa, self.progress)
+        Difference { tuned, base, rows, cols, isa, progress, exponent: AtomicI32::new(0) }
     }
 
     /// The first sweep, with a random matrix of signs of so many columns.
@@ -177,6 +166,23 @@ impl<'a> Difference<'a> {
         Ok(dense)
     }
 
+    /// D·X `(rows, n)` for X `(cols, n)` or, if `transposed`, Dᵀ·X `(cols, n)` for X `(rows, n)`, which holds values of f32.
+    ///
+    /// # Errors
+    /// `E-001`, `E-004`, `E-006`.
+    pub(crate) fn product(&self, x: &Mat<f64>, transposed: bool) -> Result<Mat<f64>> {
+        let width = x.ncols().next_multiple_of(STEP);
+        let mut thin = vec![0.0; x.nrows() * width];
+        for (i, row) in thin.chunks_exact_mut(width).enumerate() {
+            row.iter_mut().take(x.ncols()).enumerate().for_each(|(j, value)| *value = x[(i, j)] as f32);
+        }
+        let (out, by) = match transposed {
+            false => (self.times(&thin, width)?, 1.0),
+            true => (self.transposed_times(&thin, width)?, 2f64.powi(self.exponent.load(Ordering::Relaxed))),
+        };
+        Ok(Mat::from_fn(out.len() / width, x.ncols(), |i, j| by * f64::from(out[i * width + j])))
+    }
+
     /// ‖D - B·A‖² for B `(rows, rank)` and A `(rank, cols)`, value by value: where the difference of norms would cancel.
     ///
     /// # Errors
@@ -209,7 +215,7 @@ impl<'a> Difference<'a> {
     }
 
     /// Calls `step` with each tile of the rows, whose difference is in the scratch.
-    fn each_tile(
+    pub(super) fn each_tile(
         &self,
         rows: Range<usize>,
         scratch: &mut Scratch,
@@ -228,24 +234,10 @@ impl<'a> Difference<'a> {
             scratch.d.resize(tile.len() * self.cols, 0.0);
             let base = self.base.map(|base| (base.float, &scratch.base[..]));
             subtract(self.isa, (self.tuned.float, &scratch.tuned), base, &mut scratch.d);
-            self.weigh(&tile, &mut scratch.d);
             step(&tile, scratch)?;
             self.progress.advance((scratch.tuned.len() + scratch.base.len()) as u64);
         }
         Ok(())
-    }
-
-    fn weigh(&self, tile: &Range<usize>, d: &mut [f32]) {
-        match &self.weights {
-            None => {}
-            Some(Weights::Columns(weights)) => {
-                d.chunks_exact_mut(self.cols).for_each(|row| row.iter_mut().zip(weights).for_each(|(d, w)| *d *= w));
-            }
-            Some(Weights::Rows(weights)) => {
-                let rows = d.chunks_exact_mut(self.cols).zip(weights.get(tile.clone()).unwrap_or_default());
-                rows.for_each(|(row, w)| row.iter_mut().for_each(|d| *d *= w));
-            }
-        }
     }
 
     /// Rows of one tile: a multiple of the rows that a kernel takes at a time.

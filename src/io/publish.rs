@@ -188,6 +188,17 @@ impl Staging {
         }
     }
 
+    /// The staging file alone, without a name: it is gone with the process, whatever ends that.
+    ///
+    /// # Errors
+    /// `E-002`.
+    pub(crate) fn nameless(mut self) -> Result<File> {
+        let file = self.create("")?;
+        disk::remove_file(&self.path).map_err(|e| write_error(&self.target, e))?;
+        self.settled = true;
+        Ok(file)
+    }
+
     /// Takes over a staging folder that an earlier run has left.
     pub(crate) fn adopt(target: &Path, path: PathBuf, overwrite: Overwrite) -> Self {
         let replaces = identity(target).filter(|_| overwrite == Overwrite::Replace);

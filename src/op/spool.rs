@@ -1,4 +1,4 @@
-//! Factors on their way into a file whose header depends on all of them: they are kept in a temporary file beside the output, so that
+//! Factors on their way into a file whose header depends on all of them: they are kept in a file without a name beside the output, so that
 //! memory does not follow the size of the adapter.
 
 use std::collections::BTreeMap;
@@ -13,8 +13,6 @@ use crate::tensor::{TensorInfo, TensorSource};
 
 /// Where tensors are put, from any thread.
 pub(super) struct Spool {
-    /// Never published: it is removed with the spool.
-    _staging: Staging,
     file: File,
     target: PathBuf,
     held: Mutex<Held>,
@@ -32,9 +30,8 @@ impl Spool {
     /// # Errors
     /// `E-002`.
     pub(super) fn new(output: &Path) -> Result<Self> {
-        let staging = Staging::new(output, OutputKind::File, Overwrite::Refuse)?;
-        let file = staging.create("")?;
-        Ok(Spool { _staging: staging, file, target: output.to_owned(), held: Mutex::default() })
+        let file = Staging::new(output, OutputKind::File, Overwrite::Refuse)?.nameless()?;
+        Ok(Spool { file, target: output.to_owned(), held: Mutex::default() })
     }
 
     /// Room for a tensor.
@@ -57,7 +54,7 @@ impl Spool {
     /// The tensors, for reading.
     pub(super) fn finish(self) -> Spooled {
         let tensors = self.held.into_inner().unwrap_or_else(PoisonError::into_inner).tensors;
-        Spooled { _staging: self._staging, file: self.file, target: self.target, tensors }
+        Spooled { file: self.file, target: self.target, tensors }
     }
 }
 
@@ -67,7 +64,6 @@ pub(super) struct Place(u64);
 
 /// What was put into a spool.
 pub(super) struct Spooled {
-    _staging: Staging,
     file: File,
     target: PathBuf,
     tensors: BTreeMap<String, (TensorInfo, u64)>,

@@ -79,7 +79,40 @@ pub const CONVERT: Scene = Scene {
     inputs: &[("adapters/llama-qv-r8", "adapter")],
     before: &[],
 };
-pub const ALL: [Scene; 8] = [FOLDER, REPLACED, REPLACED_FILE, IN_PLACE, IN_PLACE_FILE, UNDO, UNMERGE, CONVERT];
+pub const EXTRACT: Scene = Scene {
+    name: "extract",
+    args: &[
+        "extract",
+        "--base-name",
+        "llama",
+        "--base",
+        "@/model.safetensors",
+        "--tuned",
+        "@/tuned.safetensors",
+        "--rank",
+        "2",
+        "--targets",
+        "layers.0.*q_proj",
+        "--rest",
+        "skip",
+        "-o",
+        "@/out.safetensors",
+        "--threads",
+        "1",
+    ],
+    inputs: &[
+        ("models/llama-tiny-f32/model.safetensors", "model.safetensors"),
+        ("goldens/llama-qv-r8--llama-tiny-f32/peft.safetensors", "tuned.safetensors"),
+    ],
+    before: &[],
+};
+pub const RESIZE: Scene = Scene {
+    name: "resize over a folder",
+    args: &["resize", "@/adapter", "--rank", "4", "-o", "@/out", "--overwrite", "--threads", "1"],
+    inputs: &[("adapters/llama-qv-r8", "adapter")],
+    before: &["resize", "@/adapter", "--rank", "2", "-o", "@/out"],
+};
+pub const ALL: [Scene; 10] = [FOLDER, REPLACED, REPLACED_FILE, IN_PLACE, IN_PLACE_FILE, UNDO, UNMERGE, CONVERT, EXTRACT, RESIZE];
 
 /// What a run left.
 #[derive(Debug, PartialEq, Eq)]

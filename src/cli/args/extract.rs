@@ -18,6 +18,9 @@ pub(in super::super) struct ExtractArgs {
     /// The checkpoint that it was tuned from; without it, the weights themselves are factorised
     #[arg(long, value_name = "BASE")]
     pub base: Option<PathBuf>,
+    /// What the adapter calls its base, such as a name on the Hub [default: BASE as it is given]
+    #[arg(long, value_name = "NAME", requires = "base")]
+    pub base_name: Option<String>,
     /// What to write: a container if the name ends in .safetensors, otherwise a PEFT folder
     #[arg(long, short, value_name = "OUT")]
     pub output: PathBuf,
@@ -54,7 +57,8 @@ pub(in super::super) struct ExtractArgs {
     /// What becomes of changes without factors [default: left out up to 1 %]
     #[arg(long, value_enum, help_heading = "Which tensors")]
     pub rest: Option<RestArg>,
-    /// Root mean squares of the layers' inputs, a tensor for each weight: make the error of the outputs small instead
+    /// What the layers' inputs are like, a tensor for each weight, (in) root mean squares or (in, n) a factor of their covariance: make the
+    /// error of the outputs small instead
     #[arg(long, value_name = "FILE", help_heading = "What the factors are like")]
     pub act_stats: Option<PathBuf>,
     /// The dtype of the factors

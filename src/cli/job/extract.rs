@@ -37,6 +37,7 @@ pub(super) fn extract(args: ExtractArgs) -> Result<ExtractJob> {
             Some(RestArg::Store) => RestPolicy::Store,
             Some(RestArg::Error) => RestPolicy::Refuse,
         },
+        base_name: args.base_name,
         targets: args.targets,
         exclude: args.exclude,
         to: by_name(args.to, &args.output),

@@ -34,24 +34,13 @@ pub(crate) struct Factors {
 ///
 /// A factor of 16 bits is off by 1.7e-3 of its norm, and rounding both is off by 2.3e-3 of the product. So the left one is rounded first,
 /// and the right one becomes the best for it: argmin ‖D - L·R‖ = (LᵀL)⁻¹·Lᵀ·D, and is then rounded.
-///
-/// Where D is a difference whose rows or columns were multiplied by `weights`, the factors are of what it was before, and errors are those of
-/// D. The left factor then has a weight for each row, or the right one for each column.
-pub(crate) fn factors(
-    found: &Found,
-    rank: usize,
-    share: Share,
-    float: Float,
-    norm_squared: f64,
-    weights: (Option<&[f32]>, Option<&[f32]>),
-) -> Factors {
+pub(crate) fn factors(found: &Found, rank: usize, share: Share, float: Float, norm_squared: f64) -> Factors {
     let (scaled, unit) = found.components(rank);
     let mut v = unit.clone();
     let values = found.values();
     let mut left = scaled.clone();
     for k in 0..rank {
-        let largest = (0..left.nrows()).map(|i| left[(i, k)]).fold(0.0f64, |most, x| if x.abs() > most.abs() { x } else { most });
-        let sign = if largest < 0.0 { -1.0 } else { 1.0 };
+        let sign = sign(&left, k);
         let (to_left, to_right) = match share {
             Share::Both => (1.0 / values[k].sqrt(), values[k].sqrt()),
             Share::Left => (1.0, 1.0),
@@ -60,21 +49,19 @@ pub(crate) fn factors(
         (0..left.nrows()).for_each(|i| left[(i, k)] *= sign * to_left);
         (0..v.nrows()).for_each(|j| v[(j, k)] *= sign * to_right);
     }
-    round(&mut left, float, weights.0, Side::Rows);
+    round(&mut left, float);
     let projected = found.projected(&left);
     let mut right = match float {
         Float::F16 | Float::BF16 => fitted(&left, &projected).unwrap_or_else(|| v.transpose().to_owned()),
         Float::F32 | Float::F64 => v.transpose().to_owned(),
     };
-    round(&mut right, float, weights.1, Side::Columns);
+    round(&mut right, float);
     let across = (0..rank).flat_map(|k| (0..right.ncols()).map(move |j| (k, j))).map(|at| projected[at] * right[at]).sum::<f64>();
     let own = trace(&inner(left.as_ref(), left.as_ref()), &product(right.as_ref(), right.transpose()));
     // ⟨U·S·Vᵀ, L·R⟩ = tr((Lᵀ·U·S)·(R·V)ᵀ).
     let kept = trace(&inner(left.as_ref(), scaled.as_ref()), &product(unit.transpose(), right.transpose()));
     let best: f64 = values[..rank].iter().map(|value| value * value).sum();
     let rounding = (best - 2.0 * kept + own).max(0.0).sqrt();
-    divide(&mut left, weights.0, Side::Rows);
-    divide(&mut right, weights.1, Side::Columns);
     Factors { left, right, error_squared: (norm_squared - 2.0 * across + own).max(0.0), rounding }
 }
 
@@ -92,34 +79,8 @@ fn fitted(left: &Mat<f64>, projected: &Mat<f64>) -> Option<Mat<f64>> {
     (0..inverse.ncols()).all(|i| inverse[(i, i)].is_finite()).then(|| product(inverse.as_ref(), projected.as_ref()))
 }
 
-/// What of a matrix has weights.
-#[derive(Clone, Copy)]
-enum Side {
-    Rows,
-    Columns,
-}
-
-/// Divides every value by its weight.
-fn divide(matrix: &mut Mat<f64>, weights: Option<&[f32]>, side: Side) {
-    each_with_weight(matrix, weights, side, |value, weight| value / weight);
-}
-
-fn each_with_weight(matrix: &mut Mat<f64>, weights: Option<&[f32]>, side: Side, with: impl Fn(f64, f64) -> f64) {
-    let Some(weights) = weights else { return };
-    for (j, column) in matrix.col_iter_mut().enumerate() {
-        for (i, value) in column.iter_mut().enumerate() {
-            let at = match side {
-                Side::Rows => i,
-                Side::Columns => j,
-            };
-            *value = with(*value, weights.get(at).map_or(1.0, |weight| f64::from(*weight)));
-        }
-    }
-}
-
-/// Rounds every value to the format; where there are weights, the value without its weight.
-fn round(matrix: &mut Mat<f64>, float: Float, weights: Option<&[f32]>, side: Side) {
-    divide(matrix, weights, side);
+/// Rounds every value to the format.
+fn round(matrix: &mut Mat<f64>, float: Float) {
     let mut raw = vec![0; matrix.nrows() * float.size()];
     for column in matrix.col_iter_mut() {
         let Some(column) = column.try_as_col_major_mut() else { continue };
@@ -127,5 +88,33 @@ fn round(matrix: &mut Mat<f64>, float: Float, weights: Option<&[f32]>, side: Sid
         float.narrow(values, &mut raw);
         float.widen(&raw, values);
     }
-    each_with_weight(matrix, weights, side, |value, weight| value * weight);
+}
+
+/// One factor alone, rounded, where D is an update in the metric of a layer's inputs: the one on the side of the outputs, from the left
+/// vectors `(rows, rank)` or, if the inputs are the rows, from the right ones `(cols, rank)`. `share` is that of the factor: all of the
+/// singular values, their square roots, or none.
+pub(crate) fn outer(found: &Found, rank: usize, inputs_are_rows: bool, share: f64, float: Float) -> Mat<f64> {
+    let (scaled, unit) = found.components(rank);
+    let (mut factor, power) = if inputs_are_rows { (unit, share) } else { (scaled, share - 1.0) };
+    for (k, value) in found.values()[..rank].iter().enumerate() {
+        let by = sign(&factor, k) * value.powf(power);
+        (0..factor.nrows()).for_each(|i| factor[(i, k)] *= by);
+    }
+    round(&mut factor, float);
+    factor
+}
+
+/// The other factor `(rank, inputs)` for it, rounded: argmin ‖(D - L·R)·F‖ over R is (LᵀL)⁻¹·Lᵀ·D whatever F is, as the gradient
+/// Lᵀ·(L·R - D)·F·Fᵀ vanishes there. `projected` is Lᵀ·D. `None` if the columns of L are nearly dependent.
+pub(crate) fn fitted_to(outer: &Mat<f64>, projected: &Mat<f64>, float: Float) -> Option<Mat<f64>> {
+    let mut factor = fitted(outer, projected)?;
+    round(&mut factor, float);
+    Some(factor)
+}
+
+/// What makes the largest value of a column positive.
+fn sign(matrix: &Mat<f64>, column: usize) -> f64 {
+    let largest = (0..matrix.nrows()).map(|i| matrix[(i, column)]);
+    let largest = largest.fold(0.0f64, |most, x| if x.abs() > most.abs() { x } else { most });
+    if largest < 0.0 { -1.0 } else { 1.0 }
 }

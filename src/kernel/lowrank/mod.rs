@@ -14,7 +14,7 @@ mod random;
 mod sweep;
 
 pub(crate) use dispatch::{add_transposed_times, squares, subtract, times};
-pub(crate) use factors::{Share, factors};
+pub(crate) use factors::{Share, factors, fitted_to, outer};
 pub(crate) use found::Found;
 pub(crate) use krylov::{Failure, Goal, Sweeps, Want, iterate};
 pub(crate) use noise::Noise;

@@ -4,8 +4,9 @@ use faer::Mat;
 
 use super::options::{ExtractOptions, Method, Split};
 use crate::error::{Error, Result};
-use crate::exec::{Difference, Weights, float_of};
-use crate::kernel::lowrank::{Failure, Found, Goal, STEP, Share, Want, factors, iterate};
+use crate::exec::{Difference, Weight, float_of};
+use crate::kernel::Float;
+use crate::kernel::lowrank::{Failure, Found, Goal, STEP, Share, Sweeps, Want, factors, iterate};
 use crate::op::rank::RankRule;
 use crate::rules;
 
@@ -50,8 +51,8 @@ pub(super) struct Decomposed {
     pub(super) norm_squared: f64,
     /// ‖W‖² of the base.
     pub(super) base_squared: f64,
-    /// All singular values that are known, largest first; the first `rank` of them are those of the factors before they are rounded. None if
-    /// there are weights, for which they would be.
+    /// All singular values that are known, largest first; the first `rank` of them are those of the factors before they are rounded. With a
+    /// metric they are those in it, and not those of the factors.
     pub(super) values: Vec<f64>,
     /// Components that are kept; 0 if nothing is.
     pub(super) rank: usize,
@@ -70,13 +71,13 @@ pub(super) struct Decomposed {
     pub(super) edge: f64,
     /// The share of the difference that survived rounding; 1 if it was not asked for.
     pub(super) gain: f64,
-    /// With weights: the relative error that was made small. The values are then none, and the excess is that of this error.
+    /// With a metric: the relative error that was made small. The excess is that of this error.
     pub(super) weighted: Option<f64>,
 }
 
 impl Decomposed {
     /// A matrix of which nothing is kept.
-    fn nothing(norm_squared: f64, base_squared: f64) -> Self {
+    pub(super) fn nothing(norm_squared: f64, base_squared: f64) -> Self {
         Decomposed {
             norm_squared,
             base_squared,
@@ -106,34 +107,17 @@ impl Decomposed {
 /// `A-030` if a value is not finite, `A-031` if a factor is not in its dtype; `E-012` if no decomposition was found; `E-001`, `E-004`,
 /// `E-006`.
 pub(super) fn decompose(d: &Difference<'_>, task: &Task<'_>) -> Result<Decomposed> {
-    let smaller = d.rows.min(d.cols);
-    let first = match task.rule {
-        RankRule::Fixed(rank) => usize::try_from(rank).unwrap_or(smaller).min(smaller),
-        _ => 2 * STEP,
-    };
-    let width = first.next_multiple_of(STEP).clamp(STEP, WIDEST);
-    let with_noise = task.rule == RankRule::Auto;
-    let seen = d.first(width, task.key, with_noise)?;
+    let width = task.width(d.rows.min(d.cols));
+    let seen = d.first(width, task.key, task.rule == RankRule::Auto)?;
     let (edge, gain) = seen.noise.as_ref().map_or((0.0, 1.0), |noise| (noise.edge(), noise.gain()));
     let nothing = Decomposed { edge, gain, ..Decomposed::nothing(seen.norm_squared, seen.base_squared) };
     if seen.norm_squared == 0.0 || nothing.is_unrecoverable() {
         return Ok(nothing);
     }
-    let want = |values: &[f64]| {
-        task.rule.want(values, seen.norm_squared, edge, task.cap.min(smaller)).unwrap_or(Want::Rank(task.cap.min(smaller)))
-    };
-    let goal = Goal {
-        width,
-        tolerance: task.options.tolerance,
-        most: (smaller / 2).min(BLOCKS * width),
-        norm_squared: seen.norm_squared,
-        want: &want,
-    };
-    let (found, method) = find(d, &seen.start, &goal, task.options.method)?;
+    let matrix = Matrix { sweeps: d, dense: &|| d.dense(), tuned: d.tuned, norm_squared: seen.norm_squared, edge };
+    let Components { found, rank, method } = matrix.components(&seen.start, task)?;
     drop(seen.start);
     let values = found.values().to_vec();
-    let least = RESOLUTION * values.first().copied().unwrap_or(0.0);
-    let rank = found.rank.min(values.iter().take_while(|value| **value > least).count());
     let outside = (seen.norm_squared - found.captured()).max(0.0);
     let next = values.get(rank).copied().unwrap_or(0.0);
     // The right spaces of the two parts are orthogonal to each other, so that their squares add up at most.
@@ -142,28 +126,8 @@ pub(super) fn decompose(d: &Difference<'_>, task: &Task<'_>) -> Result<Decompose
     if rank == 0 {
         return Ok(nothing);
     }
-    let float = float_of(task.options.dtype).unwrap_or_else(|| unreachable!("the options were checked"));
-    let share = share(task.options.split, task.is_transposed);
-    let weights = match &d.weights {
-        None => (None, None),
-        Some(Weights::Rows(weights)) => (Some(&weights[..]), None),
-        Some(Weights::Columns(weights)) => (None, Some(&weights[..])),
-    };
-    let made = factors(&found, rank, share, float, seen.norm_squared, weights);
-    let is_finite = |m: &Mat<f64>| (0..m.ncols()).all(|j| (0..m.nrows()).all(|i| m[(i, j)].is_finite()));
-    if !is_finite(&made.left) || !is_finite(&made.right) {
-        let message = format!("the factors of {:?} leave the range of {}", d.tuned.name, task.options.dtype);
-        return Err(Error::new(rules::RESULT_FINITE, message).tensor(d.tuned.name).help("store them as f32 or bf16"));
-    }
-    if d.weights.is_some() {
-        // What was made small is told, and what that makes of the weights themselves.
-        let weighted = Some((made.error_squared / seen.norm_squared).sqrt());
-        let plain = d.plain();
-        let (norm_squared, error_squared) = (plain.norm_squared()?, plain.distance_squared(&made.left, &made.right)?);
-        let (values, spectral) = (Vec::new(), error_squared.sqrt());
-        let factors = Some((made.left, made.right));
-        return Ok(Decomposed { rank, factors, error_squared, norm_squared, spectral, values, weighted, ..nothing });
-    }
+    let made = factors(&found, rank, share(task.options.split, task.is_transposed), task.float(), seen.norm_squared);
+    task.check_finite(d, &[&made.left, &made.right])?;
     let error_squared = match made.error_squared < CANCELLED * seen.norm_squared {
         true => d.distance_squared(&made.left, &made.right)?,
         false => made.error_squared,
@@ -173,34 +137,105 @@ pub(super) fn decompose(d: &Difference<'_>, task: &Task<'_>) -> Result<Decompose
     Ok(Decomposed { rank, factors: Some((made.left, made.right)), error_squared, spectral, ..nothing })
 }
 
+impl Task<'_> {
+    /// Columns of a Krylov block for a matrix with this smaller side.
+    pub(super) fn width(&self, smaller: usize) -> usize {
+        let first = match self.rule {
+            RankRule::Fixed(rank) => usize::try_from(rank).unwrap_or(smaller).min(smaller),
+            _ => 2 * STEP,
+        };
+        first.next_multiple_of(STEP).clamp(STEP, WIDEST)
+    }
+
+    /// What the factors are stored as.
+    pub(super) fn float(&self) -> Float {
+        float_of(self.options.dtype).unwrap_or_else(|| unreachable!("the options were checked"))
+    }
+
+    /// # Errors
+    /// `A-031` if a factor has left the range of its dtype.
+    pub(super) fn check_finite(&self, d: &Difference<'_>, factors: &[&Mat<f64>]) -> Result<()> {
+        let is_finite = |m: &Mat<f64>| (0..m.ncols()).all(|j| (0..m.nrows()).all(|i| m[(i, j)].is_finite()));
+        if factors.iter().all(|factor| is_finite(factor)) {
+            return Ok(());
+        }
+        let message = format!("the factors of {:?} leave the range of {}", d.tuned.name, self.options.dtype);
+        Err(Error::new(rules::RESULT_FINITE, message).tensor(d.tuned.name).help("store them as f32 or bf16"))
+    }
+}
+
+/// A matrix whose largest components are wanted.
+pub(super) struct Matrix<'m, S> {
+    pub(super) sweeps: &'m S,
+    /// All of it.
+    pub(super) dense: &'m dyn Fn() -> Result<Mat<f64>>,
+    pub(super) tuned: Weight<'m>,
+    /// The square of its norm.
+    pub(super) norm_squared: f64,
+    /// The largest singular value of noise in it.
+    pub(super) edge: f64,
+}
+
+pub(super) struct Components {
+    pub(super) found: Found,
+    /// How many of them are kept.
+    pub(super) rank: usize,
+    pub(super) method: Way,
+}
+
+impl<S: Sweeps<Error = Error>> Matrix<'_, S> {
+    /// The components that the rule asks for, and that are more than rounding.
+    ///
+    /// # Errors
+    /// `E-012` if no decomposition was found; those of the products.
+    pub(super) fn components(&self, start: &[f32], task: &Task<'_>) -> Result<Components> {
+        let (rows, cols) = self.sweeps.shape();
+        let (smaller, width) = (rows.min(cols), start.len() / cols.max(1));
+        let cap = task.cap.min(smaller);
+        let want = |values: &[f64]| task.rule.want(values, self.norm_squared, self.edge, cap).unwrap_or(Want::Rank(cap));
+        let goal = Goal {
+            width,
+            tolerance: task.options.tolerance,
+            most: (smaller / 2).min(BLOCKS * width),
+            norm_squared: self.norm_squared,
+            want: &want,
+        };
+        let (found, method) = self.find(start, &goal, task.options.method)?;
+        let least = RESOLUTION * found.values().first().copied().unwrap_or(0.0);
+        let rank = found.rank.min(found.values().iter().take_while(|value| **value > least).count());
+        Ok(Components { found, rank, method })
+    }
+
+    /// By iteration, or exactly.
+    fn find(&self, start: &[f32], goal: &Goal<'_>, method: Method) -> Result<(Found, Way)> {
+        let (rows, cols) = self.sweeps.shape();
+        let exactly = || {
+            let none = || {
+                let message = format!("no singular value decomposition of {:?} was found: it does not converge", self.tuned.name);
+                Error::new(rules::DECOMPOSED, message)
+                    .file(self.tuned.source.label())
+                    .tensor(self.tuned.name)
+                    .help("leave the tensor out with --exclude, and report the case")
+            };
+            Ok((Found::exact(&(self.dense)()?, goal.want).ok_or_else(none)?, Way::Exact))
+        };
+        if method == Method::Exact || rows.min(cols) <= SMALL {
+            return exactly();
+        }
+        match iterate(self.sweeps, start, goal) {
+            Ok(found) => Ok((found, Way::Krylov)),
+            Err(Failure::Product(error)) => Err(error),
+            Err(Failure::Slow(Some(found))) if rows.saturating_mul(cols) > EXACT => Ok((*found, Way::Krylov)),
+            Err(Failure::Slow(_) | Failure::Diverged) => exactly(),
+        }
+    }
+}
+
 /// Which factor of a stored matrix takes the singular values; of a transposed one the left factor is Aᵀ.
 pub(in super::super) fn share(split: Split, is_transposed: bool) -> Share {
     match (split, is_transposed) {
         (Split::Sqrt, _) => Share::Both,
         (Split::B, false) | (Split::A, true) => Share::Left,
         (Split::A, false) | (Split::B, true) => Share::Right,
-    }
-}
-
-/// By iteration, or exactly.
-fn find(d: &Difference<'_>, start: &[f32], goal: &Goal<'_>, method: Method) -> Result<(Found, Way)> {
-    let exactly = || {
-        let none = || {
-            let message = format!("no singular value decomposition of {:?} was found: it does not converge", d.tuned.name);
-            Error::new(rules::DECOMPOSED, message)
-                .file(d.tuned.source.label())
-                .tensor(d.tuned.name)
-                .help("leave the tensor out with --exclude, and report the case")
-        };
-        Ok((Found::exact(&d.dense()?, goal.want).ok_or_else(none)?, Way::Exact))
-    };
-    if method == Method::Exact || d.rows.min(d.cols) <= SMALL {
-        return exactly();
-    }
-    match iterate(d, start, goal) {
-        Ok(found) => Ok((found, Way::Krylov)),
-        Err(Failure::Product(error)) => Err(error),
-        Err(Failure::Slow(Some(found))) if d.rows.saturating_mul(d.cols) > EXACT => Ok((*found, Way::Krylov)),
-        Err(Failure::Slow(_) | Failure::Diverged) => exactly(),
     }
 }

@@ -2,12 +2,13 @@
 
 use faer::MatRef;
 
-use super::decompose::{Decomposed, Task, Way, decompose};
+use super::decompose::{Decomposed, Task, Way};
+use super::metric::decompose_in;
 use super::options::ExtractOptions;
 use crate::adapter::{Kind, Orientation};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::exec::{Difference, Progress, Weight, Weights, float_of};
+use crate::exec::{Difference, Metric, Progress, Weight, float_of};
 use crate::kernel::{Float, Isa};
 use crate::op::rank::RankRule;
 use crate::op::spool::{Place, Spool};
@@ -91,11 +92,11 @@ impl Site<'_> {
     /// The singular values of a weight up to a rank, largest first; of a stack those of all parts together.
     ///
     /// # Errors
-    /// As [`decompose()`].
+    /// As [`decompose_in()`].
     pub(super) fn values(&self, layer: &Layer, cap: u64) -> Result<Vec<f64>> {
-        let mut squares: Vec<f64> = Vec::new();
+        let (mut squares, metric) = (Vec::<f64>::new(), self.metric(layer)?);
         for slice in 0..layer.slices {
-            let found = self.decompose(layer, slice, RankRule::Fixed(cap), cap)?;
+            let found = self.decompose(layer, slice, RankRule::Fixed(cap), cap, metric.as_ref())?;
             squares.resize(squares.len().max(found.rank), 0.0);
             squares.iter_mut().zip(&found.values[..found.rank]).for_each(|(sum, value)| *sum += value * value);
         }
@@ -105,14 +106,15 @@ impl Site<'_> {
     /// Factorises the change of a weight by a rule.
     ///
     /// # Errors
-    /// As [`decompose()`]; `E-002` for the spool.
+    /// As [`decompose_in()`]; `E-002` for the spool.
     pub(super) fn extract(&self, layer: &Layer, rule: RankRule, spool: &Spool) -> Result<Outcome> {
-        let rule = self.common(layer, rule)?;
+        let metric = self.metric(layer)?;
+        let rule = self.common(layer, rule, metric.as_ref())?;
         let cap = if let RankRule::Fixed(rank) = rule { rank } else { self.options.max_rank };
         let smaller = layer.rows.min(layer.cols) as usize;
         let (mut sums, mut places, mut values) = (Sums::default(), None, Vec::new());
         for slice in 0..layer.slices {
-            let found = self.decompose(layer, slice, rule, cap)?;
+            let found = self.decompose(layer, slice, rule, cap, metric.as_ref())?;
             sums.add(&found);
             let rank = match rule {
                 RankRule::Fixed(rank) if layer.slices > 1 => (rank as usize).min(smaller),
@@ -122,7 +124,7 @@ impl Site<'_> {
                 let places = *places.get_or_insert_with(|| self.reserve(layer, rank, spool));
                 self.put(layer, slice, &found, places, spool)?;
             }
-            if layer.slices == 1 {
+            if layer.slices == 1 && found.weighted.is_none() {
                 values = found.values.iter().copied().take(found.rank).collect();
             }
         }
@@ -148,13 +150,13 @@ impl Site<'_> {
     }
 
     /// The rule for one matrix: all parts of a stack have one rank, which is known when all were seen.
-    fn common(&self, layer: &Layer, rule: RankRule) -> Result<RankRule> {
+    fn common(&self, layer: &Layer, rule: RankRule, metric: Option<&Metric>) -> Result<RankRule> {
         if layer.slices == 1 || matches!(rule, RankRule::Fixed(_)) {
             return Ok(rule);
         }
         let mut most = 0;
         for slice in 0..layer.slices {
-            most = most.max(self.decompose(layer, slice, rule, self.options.max_rank)?.rank as u64);
+            most = most.max(self.decompose(layer, slice, rule, self.options.max_rank, metric)?.rank as u64);
         }
         Ok(if most == 0 { rule } else { RankRule::Fixed(most) })
     }
@@ -188,7 +190,13 @@ impl Site<'_> {
         })
     }
 
-    fn decompose(&self, layer: &Layer, slice: u64, rule: RankRule, cap: u64) -> Result<Decomposed> {
+    /// What is known of the inputs of a layer.
+    fn metric(&self, layer: &Layer) -> Result<Option<Metric>> {
+        let inputs = if is_transposed(layer.kind) { layer.rows } else { layer.cols };
+        self.options.act_stats.as_ref().map_or(Ok(None), |stats| stats.of(layer, inputs))
+    }
+
+    fn decompose(&self, layer: &Layer, slice: u64, rule: RankRule, cap: u64, metric: Option<&Metric>) -> Result<Decomposed> {
         let task = Task {
             options: self.options,
             rule,
@@ -196,7 +204,7 @@ impl Site<'_> {
             key: key(self.options.seed, &layer.tensor, slice),
             is_transposed: is_transposed(layer.kind),
         };
-        decompose(&self.difference(layer, slice)?, &task)
+        decompose_in(metric, &self.difference(layer, slice)?, &task)
     }
 
     fn difference<'l>(&'l self, layer: &'l Layer, slice: u64) -> Result<Difference<'l>> {
@@ -209,14 +217,7 @@ impl Site<'_> {
         let base = self.base.map(|base| weight(base, &layer.tensor)).transpose()?;
         let tuned = weight(self.tuned, &layer.tuned)?;
         let isa = if self.options.exec.portable { Isa::Portable } else { Isa::best() };
-        let mut difference = Difference::new(tuned, base, (layer.rows as usize, layer.cols as usize), isa, self.progress);
-        if let Some(stats) = &self.options.act_stats {
-            let inputs = if is_transposed(layer.kind) { layer.rows } else { layer.cols };
-            let weights = stats.of(layer, inputs)?;
-            let along = if is_transposed(layer.kind) { Weights::Rows } else { Weights::Columns };
-            difference.weights = weights.map(along);
-        }
-        Ok(difference)
+        Ok(Difference::new(tuned, base, (layer.rows as usize, layer.cols as usize), isa, self.progress))
     }
 
     fn reserve(&self, layer: &Layer, rank: usize, spool: &Spool) -> Places {

@@ -4,6 +4,7 @@
 
 mod decompose;
 mod layer;
+mod metric;
 mod options;
 mod rest;
 mod stats;
@@ -101,7 +102,7 @@ pub fn extract(
         warnings.push(Diagnostic::new(rules::EVERY_TARGET, message).file(tuned.path()));
     }
     let identity = BaseIdentity {
-        name: base.map(|base| base.path().display().to_string()),
+        name: base.map(|base| options.base_name.clone().unwrap_or_else(|| base.path().display().to_string())),
         structure: base.map(Checkpoint::structure_root),
         targets: None,
     };

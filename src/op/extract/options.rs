@@ -66,6 +66,8 @@ pub struct ExtractOptions {
     pub seed: u64,
     /// What becomes of changes without factors.
     pub rest: RestPolicy,
+    /// What the adapter calls its base. Default: the path of the base as it was given.
+    pub base_name: Option<String>,
     /// A regular expression: only tensors in whose names it matches get factors. Default: all that can have some, but for the output head,
     /// and without a base but for embeddings.
     pub targets: Option<String>,
@@ -94,6 +96,7 @@ impl Default for ExtractOptions {
             dtype: Dtype::F32,
             seed: 0,
             rest: RestPolicy::SkipSmall,
+            base_name: None,
             targets: None,
             exclude: None,
             act_stats: None,

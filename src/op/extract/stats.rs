@@ -1,20 +1,19 @@
-//! Activation statistics: how large the inputs of a layer are, channel by channel. With them the error that is made small is that of the
-//! layer's outputs, ‖(D - B·A)·S‖ with S the root mean squares on the diagonal, and not that of the weights (the diagonal form of SVD-LLM, Wang
-//! et al. 2024, section 3.1; ASVD, Yuan et al. 2023).
+//! Activation statistics: what the inputs x of a layer are like. With them the error that is made small is that of the layer's outputs and
+//! not that of the weights: ‖(D - B·A)·F‖ with E[x·xᵀ] = F·Fᵀ (SVD-LLM, Wang et al. 2024, section 3.1), or with the root mean squares of the
+//! channels on the diagonal of F (as in ASVD, Yuan et al. 2023).
 
 use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
-use crate::exec::float_of;
+use crate::exec::{Metric, float_of};
 use crate::plan::Layer;
 use crate::rules;
 use crate::tensor::{TensorSource, read_all};
 
-/// The mean square of a channel is raised by this share of the mean over all channels, so that a channel that never spoke keeps a weight.
-const RIDGE: f64 = 1e-6;
-
-/// Root mean squares of the inputs of layers: for a weight `M.weight` a tensor of that name, or of the name `M`, with a value for each input.
+/// Statistics of the inputs of layers: for a weight `M.weight` a tensor of that name, or of the name `M`. One of shape `(inputs)` holds the
+/// root mean square of each input; one of shape `(inputs, n)` a factor F of their covariance, E\[x·xᵀ\] = F·Fᵀ, such as its Cholesky
+/// factor, or n samples divided by √n. Only ratios matter.
 #[derive(Clone)]
 pub struct ActStats {
     source: Arc<dyn TensorSource>,
@@ -26,31 +25,42 @@ impl ActStats {
         ActStats { source }
     }
 
-    /// The weights of the inputs of a layer; `None` if there are none for it.
+    /// What is known of the inputs of a layer; `None` if it is nothing.
     ///
     /// # Errors
-    /// `A-023` if there are not as many as inputs, `A-025` if they are no plain floats, `A-030` if one is negative or not finite; `E-001`.
-    pub(super) fn of(&self, layer: &Layer, inputs: u64) -> Result<Option<Vec<f32>>> {
+    /// `A-023` if there are not as many as inputs, `A-025` if they are no plain floats, `A-030` if one is not finite, or all are 0, or a root mean
+    /// square is negative; `E-001`.
+    pub(super) fn of(&self, layer: &Layer, inputs: u64) -> Result<Option<Metric>> {
         let names = [layer.tensor.as_str(), layer.tensor.strip_suffix(".weight").unwrap_or(&layer.tensor)];
         let Some((name, info)) = names.iter().find_map(|name| Some((*name, self.source.info(name)?))) else { return Ok(None) };
         let refuse = |rule, message: String| Err(Error::new(rule, message).file(self.source.label()).tensor(name));
-        if info.shape.elements() != inputs || info.shape.dims().len() != 1 {
-            let message =
-                format!("{name:?} is {} and {:?} has {inputs} inputs, each with a root mean square", info.shape, layer.tensor);
-            return refuse(rules::SHAPE_FITS, message);
-        }
+        let columns = match *info.shape.dims() {
+            [rows] if rows == inputs => None,
+            [rows, columns] if rows == inputs && columns > 0 => Some(columns as usize),
+            _ => {
+                let message = format!(
+                    "{name:?} is {} and {:?} has {inputs} inputs: give ({inputs}) root mean squares, or a factor ({inputs}, n) of the covariance",
+                    info.shape, layer.tensor
+                );
+                return refuse(rules::SHAPE_FITS, message);
+            }
+        };
         let Some(float) = float_of(info.dtype) else {
             return refuse(rules::BASE_DTYPE, format!("{name:?} is {}, and statistics are plain floats", info.dtype));
         };
         let raw = read_all(&*self.source, name)?;
-        let mut values = vec![0.0f64; inputs as usize];
+        let mut values = vec![0.0f64; raw.len() / float.size()];
         float.widen(&raw, &mut values);
         let mean = values.iter().map(|x| x * x).sum::<f64>() / inputs.max(1) as f64;
-        if values.iter().any(|x| !x.is_finite() || *x < 0.0) || mean == 0.0 {
-            return refuse(rules::BASE_FINITE, format!("{name:?} holds a value that is no root mean square, or only zeros"));
+        if !mean.is_finite() || mean == 0.0 || (columns.is_none() && values.iter().any(|x| *x < 0.0)) {
+            return refuse(rules::BASE_FINITE, format!("{name:?} holds a value that is no statistic of inputs, or only zeros"));
         }
         // Of a mean square of 1, so that the norms stay those of weights.
-        Ok(Some(values.iter().map(|x| (x * x / mean + RIDGE).sqrt() as f32).collect()))
+        let values = values.iter().map(|x| (x / mean.sqrt()) as f32).collect();
+        Ok(Some(match columns {
+            None => Metric::Diagonal(values),
+            Some(columns) => Metric::Factor { values, columns },
+        }))
     }
 }
 

@@ -166,14 +166,7 @@ impl<'s> Site<'s> {
             self.put(a, expert, None, (rank, inner), float)?;
             return Ok(own);
         }
-        let made = factors(
-            &found.scaled(1.0 / scale),
-            kept,
-            share(self.options.split, false),
-            float,
-            own / (scale * scale),
-            (None, None),
-        );
+        let made = factors(&found.scaled(1.0 / scale), kept, share(self.options.split, false), float, own / (scale * scale));
         self.put(b, expert, Some(made.left.as_ref()), (out, rank), float)?;
         self.put(a, expert, Some(made.right.as_ref()), (rank, inner), float)?;
         Ok(made.error_squared * scale * scale)

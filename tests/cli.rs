@@ -55,6 +55,10 @@ fn help_is_there_for_every_verb_and_fits_80_columns() {
         &["verify", "--help"],
         &["convert", "--help"],
         &["bake", "--help"],
+        &["unmerge", "--help"],
+        &["recover", "--help"],
+        &["extract", "--help"],
+        &["resize", "--help"],
     ] {
         let out = run(args);
         let help = text(&out.stdout);

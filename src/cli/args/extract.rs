@@ -10,6 +10,8 @@ use super::To;
 /// Write the adapter that is closest to the difference of two checkpoints
 #[derive(Debug, Args)]
 #[command(after_help = EXTRACT_EXAMPLES)]
+#[command(override_usage = "loratool extract [OPTIONS] [--base <BASE>] --tuned <TUNED> -o <OUT>\n           \
+    <--rank <R>|--energy <SHARE>|--error <SHARE>|--budget <N>|--auto>")]
 #[command(group = clap::ArgGroup::new("rule").required(true).args(["rank", "energy", "error", "budget", "auto"]))]
 pub(in super::super) struct ExtractArgs {
     /// The tuned checkpoint: a folder or a .safetensors file

@@ -314,6 +314,8 @@ The weights are then the same, byte for byte, as without the interruption.";
 /// Take adapters out of a checkpoint that they were merged into
 #[derive(Debug, Args)]
 #[command(after_help = UNMERGE_EXAMPLES)]
+#[command(override_usage = "loratool unmerge [OPTIONS] <MERGED> <-o <OUT>|--in-place>\n           \
+    <--undo-log <FILE>|--adapter <PATH[:WEIGHT]>>")]
 #[command(group = clap::ArgGroup::new("by").required(true).args(["undo_log", "adapter"]))]
 #[command(group = clap::ArgGroup::new("to").required(true).args(["output", "in_place"]))]
 pub(super) struct UnmergeArgs {

@@ -11,6 +11,8 @@ use crate::Loader;
 /// Write an adapter with other ranks, as close to it as they allow
 #[derive(Debug, Args)]
 #[command(after_help = RESIZE_EXAMPLES)]
+#[command(override_usage = "loratool resize [OPTIONS] <SOURCE> -o <OUT>\n           \
+    <--rank <R>|--energy <SHARE>|--error <SHARE>|--budget <N>>")]
 #[command(group = clap::ArgGroup::new("rule").required(true).args(["rank", "energy", "error", "budget"]))]
 pub(in super::super) struct ResizeArgs {
     /// The adapter: a folder or a .safetensors file

@@ -177,8 +177,8 @@ pub(super) fn rank_over_512(subject: &Subject<'_>) -> Option<Found> {
     over(subject, 512)
 }
 
-/// The values that vLLM's `--max-lora-rank` may have.
-const VLLM_RANKS: [u64; 9] = [1, 8, 16, 32, 64, 128, 256, 320, 512];
+/// The values that vLLM's `--max-lora-rank` may have: an adapter takes the room of the next one (`MaxLoRARanks`, `vllm/config/lora.py`, 0.11).
+pub(crate) const VLLM_RANKS: [u64; 9] = [1, 8, 16, 32, 64, 128, 256, 320, 512];
 
 /// Over vLLM's default, and within what it can be told.
 pub(super) fn rank_over_16_to_512(subject: &Subject<'_>) -> Option<Found> {

@@ -32,6 +32,7 @@ mod sglang;
 mod tensorrt_llm;
 mod vllm;
 
+pub(crate) use conditions::VLLM_RANKS;
 pub(crate) use subject::{Files, Subject};
 
 /// A program that serves adapters.

@@ -36,7 +36,8 @@ pub struct ExtractReport {
     pub change: f64,
     /// ‖D - scale·B·A‖ / ‖D‖ over all targets together, as they are stored.
     pub error: f64,
-    /// Estimate of how far that is above the smallest error that any factors of these ranks have, as a share of it.
+    /// Estimate of how far the error is, before the factors are rounded, above the smallest that any factors of these ranks have, as a share
+    /// of it. With statistics of the inputs: of the error of the outputs.
     pub excess: f64,
     /// The share of ‖D‖² over everything that changed that the output does not hold.
     pub lost: f64,

@@ -97,9 +97,9 @@ Examples:
   loratool extract --base ./model --tuned ./tuned --rank 8 --targets 'q_proj|v_proj' --rest skip -o ./adapter
   loratool extract --tuned ./model --rank 64 -o low-rank.safetensors
 
-The error that is printed is that of the factors as they are stored, and the
-excess is how far it is, by estimate, above the error of the best factors of that
-rank. The same inputs, options and seed give the same bytes on any number of
+The error that is printed is that of the factors as they are stored. The excess
+is how far it is before they are rounded, by estimate, above the error of the
+best factors of that rank. The same inputs, options and seed give the same bytes on any number of
 threads, on machines with the same instruction set.";
 
 /// What becomes of biases, norms, tied and resized weights, and the output head.

@@ -21,9 +21,19 @@ pub(super) fn text(report: &ExtractReport) -> String {
     line(&mut text, "", &format!("{}, {} values in factors", figure::bytes(report.bytes), figure::count(report.parameters)));
     let shown = |x: f64| figure::significant(x, 3);
     line(&mut text, "error", &format!("{} of the change of the targets, as it is stored", percent_of(report.error)));
+    let weighted = report
+        .targets
+        .iter()
+        .filter_map(|target| target.weighted_error)
+        .fold(None, |most: Option<f64>, x| Some(most.map_or(x, |most| most.max(x))));
+    if let Some(weighted) = weighted {
+        line(&mut text, "", &format!("of the outputs, which --act-stats makes small, up to {}", percent_of(weighted)));
+    }
     match report.excess {
-        0.0 => line(&mut text, "", "the least that these ranks allow, as far as f32 tells"),
-        excess => line(&mut text, "", &format!("about {} above the least for these ranks", percent_of(excess))),
+        0.0 => line(&mut text, "excess", "none: before rounding the least that these ranks allow, as far as f32 tells"),
+        excess => {
+            line(&mut text, "excess", &format!("before rounding about {} above the least for these ranks", percent_of(excess)))
+        }
     }
     line(&mut text, "left out", &format!("{} of the square of all that changed", percent_of(report.lost)));
     line(&mut text, "change", &format!("{} (Frobenius norm of all of it)", shown(report.change)));

@@ -8,6 +8,9 @@ use super::super::float::Float;
 use super::basis::{inner, product};
 use super::found::Found;
 
+/// Columns that were multiplied in f32 are orthonormal to about 1e-7, and a difference of squares of norms is uncertain by that share.
+const UNSURE: f64 = 1e-6;
+
 /// Which factor takes the singular values. The product is the same; what is stored differs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Share {
@@ -25,7 +28,7 @@ pub(crate) struct Factors {
     pub(crate) right: Mat<f64>,
     /// ‖D - L·R‖², by the norms: nothing is known of it below about 1e-7 ‖D‖².
     pub(crate) error_squared: f64,
-    /// ‖U·S·Vᵀ - L·R‖: what rounding has added.
+    /// A bound of ‖U·S·Vᵀ - L·R‖: what rounding has added.
     pub(crate) rounding: f64,
 }
 
@@ -61,7 +64,7 @@ pub(crate) fn factors(found: &Found, rank: usize, share: Share, float: Float, no
     // ⟨U·S·Vᵀ, L·R⟩ = tr((Lᵀ·U·S)·(R·V)ᵀ).
     let kept = trace(&inner(left.as_ref(), scaled.as_ref()), &product(unit.transpose(), right.transpose()));
     let best: f64 = values[..rank].iter().map(|value| value * value).sum();
-    let rounding = (best - 2.0 * kept + own).max(0.0).sqrt();
+    let rounding = ((best - 2.0 * kept + own).max(0.0) + UNSURE * best).sqrt();
     Factors { left, right, error_squared: (norm_squared - 2.0 * across + own).max(0.0), rounding }
 }
 

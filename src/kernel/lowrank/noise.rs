@@ -30,7 +30,8 @@ impl Noise {
         let (unit, least) = match format {
             Float::BF16 => (2f32.powi(-7), 0.0),
             Float::F16 => (2f32.powi(-10), 2f32.powi(-24)),
-            Float::F32 | Float::F64 => (f32::EPSILON, 0.0),
+            Float::F32 => (f32::EPSILON, 0.0),
+            Float::F64 => (f64::EPSILON as f32, 0.0),
         };
         Noise { columns: vec![0.0; cols], row: 0.0, counts: vec![(0, 0); BINS], unit, least }
     }
@@ -38,6 +39,8 @@ impl Noise {
     /// Takes in a row of weights and of their differences.
     pub(crate) fn add(&mut self, weights: &[f32], difference: &[f32]) {
         let mut sum = 0.0;
+        // A row in which nothing changed was not tuned, and says nothing of rounding: a token that was not seen, a padded one.
+        let is_tuned = difference.iter().any(|d| *d != 0.0);
         for ((weight, d), column) in weights.iter().zip(difference).zip(&mut self.columns) {
             let bits = weight.to_bits() & 0x7f80_0000;
             let unit = f64::from((f32::from_bits(bits) * self.unit).max(self.least));
@@ -45,8 +48,11 @@ impl Noise {
             *column += variance;
             sum += variance;
             let (all, same) = &mut self.counts[(bits >> 23) as usize];
-            *all += 1;
-            *same += u64::from(*d == 0.0);
+            // Nor does a weight that was pruned.
+            if is_tuned && (*weight != 0.0 || *d != 0.0) {
+                *all += 1;
+                *same += u64::from(*d == 0.0);
+            }
         }
         self.row = self.row.max(sum);
     }

@@ -47,11 +47,13 @@ pub(super) fn forward_plain(rows: Rows<'_>, x: &[f32], y: &mut [f32]) {
     y.fill(0.0);
     for (at, end) in rows.blocks() {
         for (row, y) in y.chunks_exact_mut(width).enumerate() {
+            let mut sums = vec![0.0; width];
             for (d, x) in rows.part(row, at, end).iter().zip(x[at * width..].chunks_exact(width)) {
-                for (y, x) in y.iter_mut().zip(x) {
-                    *y += d * x;
+                for (sum, x) in sums.iter_mut().zip(x) {
+                    *sum += d * x;
                 }
             }
+            y.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
         }
     }
 }
@@ -127,9 +129,6 @@ fn forward_block<V: Vector, const ROWS: usize, const K: usize>(
     let width = rows.width;
     let d = parts::<ROWS>(rows, row, at, end);
     let mut sums = [[V::splat(0.0); K]; ROWS];
-    for r in 0..ROWS {
-        sums[r] = registers(&y[(row + r) * width + panel..]);
-    }
     for j in 0..end - at {
         let x = &x[(at + j) * width + panel..][..K * V::LANES];
         let x = registers::<V, K>(x);
@@ -142,7 +141,8 @@ fn forward_block<V: Vector, const ROWS: usize, const K: usize>(
     }
     for r in 0..ROWS {
         for k in 0..K {
-            V::store(sums[r][k], &mut y[(row + r) * width + panel + k * V::LANES..]);
+            let y = &mut y[(row + r) * width + panel + k * V::LANES..];
+            V::store(V::add(V::load(y), sums[r][k]), y);
         }
     }
 }

@@ -118,7 +118,8 @@ pub(super) fn decompose(d: &Difference<'_>, task: &Task<'_>) -> Result<Decompose
     let Components { found, rank, method } = matrix.components(&seen.start, task)?;
     drop(seen.start);
     let values = found.values().to_vec();
-    let outside = (seen.norm_squared - found.captured()).max(0.0);
+    // The difference of the norms is uncertain by the rounding of f32 sums; below CANCELLED it says nothing.
+    let outside = (seen.norm_squared - found.captured()).max(0.0) + CANCELLED * seen.norm_squared;
     let next = values.get(rank).copied().unwrap_or(0.0);
     // The right spaces of the two parts are orthogonal to each other, so that their squares add up at most.
     let spectral = (next * next + outside).sqrt();
@@ -132,8 +133,7 @@ pub(super) fn decompose(d: &Difference<'_>, task: &Task<'_>) -> Result<Decompose
         true => d.distance_squared(&made.left, &made.right)?,
         false => made.error_squared,
     };
-    let resolution = RESOLUTION * nothing.values.first().copied().unwrap_or(0.0);
-    let spectral = (spectral + made.rounding + resolution).min(error_squared.sqrt() * (1.0 + 1e-6));
+    let spectral = (spectral + made.rounding).min(error_squared.sqrt() * (1.0 + 1e-6));
     Ok(Decomposed { rank, factors: Some((made.left, made.right)), error_squared, spectral, ..nothing })
 }
 

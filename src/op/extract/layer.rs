@@ -75,9 +75,12 @@ struct Sums {
 
 impl Sums {
     fn add(&mut self, found: &Decomposed) {
+        self.base_squared += found.base_squared;
+        if found.norm_squared == 0.0 {
+            return;
+        }
         self.gain = if self.norm_squared == 0.0 { found.gain } else { self.gain.min(found.gain) };
         self.norm_squared += found.norm_squared;
-        self.base_squared += found.base_squared;
         self.error_squared += found.error_squared;
         self.excess = self.excess.max(found.excess);
         self.spectral = self.spectral.max(found.spectral);
@@ -109,17 +112,13 @@ impl Site<'_> {
     /// As [`decompose_in()`]; `E-002` for the spool.
     pub(super) fn extract(&self, layer: &Layer, rule: RankRule, spool: &Spool) -> Result<Outcome> {
         let metric = self.metric(layer)?;
-        let rule = self.common(layer, rule, metric.as_ref())?;
+        let (rule, of_all) = self.common(layer, rule, metric.as_ref())?;
         let cap = if let RankRule::Fixed(rank) = rule { rank } else { self.options.max_rank };
-        let smaller = layer.rows.min(layer.cols) as usize;
         let (mut sums, mut places, mut values) = (Sums::default(), None, Vec::new());
         for slice in 0..layer.slices {
             let found = self.decompose(layer, slice, rule, cap, metric.as_ref())?;
             sums.add(&found);
-            let rank = match rule {
-                RankRule::Fixed(rank) if layer.slices > 1 => (rank as usize).min(smaller),
-                _ => found.rank,
-            };
+            let rank = of_all.unwrap_or(found.rank);
             if rank > 0 {
                 let places = *places.get_or_insert_with(|| self.reserve(layer, rank, spool));
                 self.put(layer, slice, &found, places, spool)?;
@@ -149,16 +148,21 @@ impl Site<'_> {
         Ok(Outcome { norm_squared, error_squared: norm_squared, fate })
     }
 
-    /// The rule for one matrix: all parts of a stack have one rank, which is known when all were seen.
-    fn common(&self, layer: &Layer, rule: RankRule, metric: Option<&Metric>) -> Result<RankRule> {
-        if layer.slices == 1 || matches!(rule, RankRule::Fixed(_)) {
-            return Ok(rule);
+    /// The rule for each matrix of a layer and, of a stack, the rank that all its parts have: it is known when all were seen. A rank by noise
+    /// stays that of each part, and the rest of a part is zero.
+    fn common(&self, layer: &Layer, rule: RankRule, metric: Option<&Metric>) -> Result<(RankRule, Option<usize>)> {
+        let smaller = layer.rows.min(layer.cols);
+        match rule {
+            _ if layer.slices == 1 => return Ok((rule, None)),
+            RankRule::Fixed(rank) => return Ok((rule, Some(rank.min(smaller) as usize))),
+            _ => {}
         }
         let mut most = 0;
         for slice in 0..layer.slices {
-            most = most.max(self.decompose(layer, slice, rule, self.options.max_rank, metric)?.rank as u64);
+            most = most.max(self.decompose(layer, slice, rule, self.options.max_rank, metric)?.rank);
         }
-        Ok(if most == 0 { rule } else { RankRule::Fixed(most) })
+        let each = if rule == RankRule::Auto || most == 0 { rule } else { RankRule::Fixed(most as u64) };
+        Ok((each, Some(most)))
     }
 
     fn fate(&self, layer: &Layer, sums: &Sums, rank: Option<usize>, values: Vec<f64>) -> Fate {

@@ -64,6 +64,9 @@ pub fn extract(
     check_output(output, write::kind(options.to).0, &inputs, options.overwrite)?;
     let pairs = pair(base, tuned, options)?;
     let mut warnings: Vec<Diagnostic> = base.into_iter().chain([tuned]).flat_map(|c| c.warnings().to_vec()).collect();
+    if let Some(stats) = &options.act_stats {
+        warnings.extend(stats.check(&pairs.layers)?);
+    }
     progress.expect(expected(&pairs.layers, tuned, options));
     let site = Site { base, tuned, options, progress };
     let spool = Spool::new(output)?;
@@ -94,6 +97,7 @@ pub fn extract(
         return Err(nothing(tuned, unchanged, &omitted, &changed));
     }
     clamped(&targets, options, &mut warnings);
+    warnings.extend(missed(&targets, options));
     warnings.extend(replaced(&targets));
     if let Some(first) = pairs.only_in_base.first() {
         let count = plural(pairs.only_in_base.len() as u64, "tensor");
@@ -175,7 +179,7 @@ fn outcomes(site: &Site<'_>, layers: &[Layer], spool: &Spool) -> Result<Vec<Outc
         rule => return crew::each(&sizes, |i| site.extract(&layers[i], rule, spool)),
     };
     let all: u64 = layers.iter().map(cost).sum();
-    let cap = (SPREAD * budget / all.max(1)).clamp(16, site.options.max_rank);
+    let cap = (budget.saturating_mul(SPREAD) / all.max(1)).max(16).min(site.options.max_rank);
     let values = crew::each(&sizes, |i| site.values(&layers[i], cap))?;
     let shares: Vec<Share<'_>> = values.iter().zip(layers).map(|(values, layer)| Share { values, cost: cost(layer) }).collect();
     let ranks = divide(&shares, budget);
@@ -272,6 +276,30 @@ fn replaced(targets: &[ExtractedTarget]) -> Option<Diagnostic> {
     );
     let help = "they were trained anew rather than tuned: keep them whole in a checkpoint, or leave them out with --exclude";
     Some(Diagnostic::new(rules::LITTLE_LEFT_OUT, message).tensor(&first.tensor).help(help))
+}
+
+/// Says where a promise of the rule was not kept: by the highest rank that is allowed, or by the rounding of the factors.
+fn missed(targets: &[ExtractedTarget], options: &ExtractOptions) -> Option<Diagnostic> {
+    let allowed = match options.rank {
+        RankRule::Error(share) => share,
+        RankRule::Energy(share) => (1.0 - share).max(0.0).sqrt(),
+        _ => return None,
+    };
+    let over = |target: &&ExtractedTarget| target.weighted_error.unwrap_or(target.error) > allowed * (1.0 + 1e-3) + 1e-6;
+    let worse: Vec<&ExtractedTarget> = targets.iter().filter(over).collect();
+    let first = worse.first()?;
+    let (by, help) = match first.rank == options.max_rank {
+        true => ("the highest rank that is allowed", "raise --max-rank"),
+        false => ("the rounding of the factors", "store them with --dtype f32, or ask for less"),
+    };
+    let message = format!(
+        "{} are further off than {allowed} because of {by}, the first {:?} by {:.4} at rank {}",
+        plural(worse.len() as u64, "target"),
+        first.tensor,
+        first.weighted_error.unwrap_or(first.error),
+        first.rank
+    );
+    Some(Diagnostic::new(rules::RANK_LIMIT, message).tensor(&first.tensor).help(help))
 }
 
 /// Says where the rank is less than what was asked for.

@@ -130,6 +130,9 @@ impl ExtractOptions {
         {
             return refuse(format!("rank {rank} is over the limit of {}", self.limits.rank));
         }
+        if self.max_rank == 0 || self.max_rank > self.limits.rank {
+            return refuse(format!("the highest rank is {}, and has to be from 1 to {}", self.max_rank, self.limits.rank));
+        }
         Ok(())
     }
 }

@@ -40,12 +40,18 @@ pub(super) fn changed(
         };
         let (Some(before), Some(after)) = (base.info(&one.tensor), tuned.info(&one.tuned)) else { continue };
         let squared = match (float_of(before.dtype), float_of(after.dtype)) {
+            // The same bytes did not change, whatever they are: a mask of -inf, too.
+            _ if before == after && equal(base, tuned, one, after.bytes())? => Some(0.0),
             (Some(before), Some(float)) => {
                 let base = Weight { source: base, name: &one.tensor, float: before, first: 0 };
                 let tuned = Weight { source: tuned, name: &one.tuned, float, first: 0 };
-                Some(exec::change_squared(tuned, base, after.shape.elements(), progress)?)
+                match exec::change_squared(tuned, base, after.shape.elements(), progress) {
+                    // What is left out by name may hold anything.
+                    Err(error) if one.why == Whole::Excluded && error.diagnostics()[0].rule() == rules::BASE_FINITE => None,
+                    squared => Some(squared?),
+                }
             }
-            _ => (before == after && equal(base, tuned, one, after.bytes())?).then_some(0.0),
+            _ => None,
         };
         match squared {
             Some(0.0) => same += 1,

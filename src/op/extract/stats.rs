@@ -2,12 +2,14 @@
 //! not that of the weights: ‖(D - B·A)·F‖ with E[x·xᵀ] = F·Fᵀ (SVD-LLM, Wang et al. 2024, section 3.1), or with the root mean squares of the
 //! channels on the diagonal of F (as in ASVD, Yuan et al. 2023).
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::error::{Error, Result};
+use crate::error::{Diagnostic, Error, Result};
 use crate::exec::{Metric, float_of};
 use crate::plan::Layer;
+use crate::report::text::plural;
 use crate::rules;
 use crate::tensor::{TensorSource, read_all};
 
@@ -25,14 +27,47 @@ impl ActStats {
         ActStats { source }
     }
 
+    /// The name of the statistic of a layer.
+    fn name<'l>(&self, layer: &'l Layer) -> Option<&'l str> {
+        let names = [layer.tensor.as_str(), layer.tensor.strip_suffix(".weight").unwrap_or(&layer.tensor)];
+        names.into_iter().find(|name| self.source.info(name).is_some())
+    }
+
+    /// Warnings about layers without statistics, and statistics without a layer.
+    ///
+    /// # Errors
+    /// `A-020` if no layer has one.
+    pub(super) fn check(&self, layers: &[Layer]) -> Result<Vec<Diagnostic>> {
+        let used: BTreeSet<&str> = layers.iter().filter_map(|layer| self.name(layer)).collect();
+        let unknown: Vec<&str> = self.source.names().filter(|name| !used.contains(name)).collect();
+        if used.is_empty() {
+            let message =
+                format!("no layer has statistics: {:?} here is {:?} there", unknown.first(), layers.first().map(|l| &l.tensor));
+            let help = "name each statistic after the weight of its layer, as the base does";
+            return Err(Error::new(rules::SOME_TARGET, message).file(self.source.label()).help(help));
+        }
+        let mut warnings = Vec::new();
+        let mut warn = |count: usize, what: &str, first: &str| {
+            let message = format!("{} {what}, the first {first:?}", plural(count as u64, "layer"));
+            warnings.push(Diagnostic::new(rules::EVERY_TARGET, message).file(self.source.label()));
+        };
+        let without: Vec<&Layer> = layers.iter().filter(|layer| self.name(layer).is_none()).collect();
+        if let Some(first) = without.first() {
+            warn(without.len(), "without statistics, extracted without them", &first.tensor);
+        }
+        if let Some(first) = unknown.first() {
+            warn(unknown.len(), "with statistics that are none of the targets", first);
+        }
+        Ok(warnings)
+    }
+
     /// What is known of the inputs of a layer; `None` if it is nothing.
     ///
     /// # Errors
     /// `A-023` if there are not as many as inputs, `A-025` if they are no plain floats, `A-030` if one is not finite, or all are 0, or a root mean
     /// square is negative; `E-001`.
     pub(super) fn of(&self, layer: &Layer, inputs: u64) -> Result<Option<Metric>> {
-        let names = [layer.tensor.as_str(), layer.tensor.strip_suffix(".weight").unwrap_or(&layer.tensor)];
-        let Some((name, info)) = names.iter().find_map(|name| Some((*name, self.source.info(name)?))) else { return Ok(None) };
+        let Some((name, info)) = self.name(layer).and_then(|name| Some((name, self.source.info(name)?))) else { return Ok(None) };
         let refuse = |rule, message: String| Err(Error::new(rule, message).file(self.source.label()).tensor(name));
         let columns = match *info.shape.dims() {
             [rows] if rows == inputs => None,

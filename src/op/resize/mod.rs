@@ -18,6 +18,7 @@ use crate::adapter::{Adapter, Factor, Lineage, LineageInput, Target};
 use crate::error::{Diagnostic, Error, Result};
 use crate::exec::{self, Progress};
 use crate::io::check_output;
+use crate::loader::VLLM_RANKS;
 use crate::report::text::plural;
 use crate::report::{Note, ResizeReport};
 use crate::rules;
@@ -25,9 +26,6 @@ use crate::tensor::TensorSource;
 
 use one::{Known, Resized};
 pub use options::ResizeOptions;
-
-/// Ranks that vLLM makes room for: an adapter takes that of the next one (`MaxLoRARanks`, `vllm/config/lora.py`, 0.11).
-const ROOMS: [u64; 8] = [8, 16, 32, 64, 128, 256, 320, 512];
 
 /// Writes the adapter with other ranks. Full tensors, rows, magnitudes and bias updates stay as they are. `progress` counts the bytes that
 /// are read.
@@ -119,7 +117,7 @@ fn ranks(targets: &[Target], known: &[Known], options: &ResizeOptions) -> Result
 
 /// The rank that vLLM makes room for where an adapter has this one.
 fn room(rank: u64) -> u64 {
-    ROOMS.into_iter().find(|room| *room >= rank).unwrap_or(ROOMS[ROOMS.len() - 1])
+    VLLM_RANKS.into_iter().find(|room| *room >= rank).unwrap_or(VLLM_RANKS[VLLM_RANKS.len() - 1])
 }
 
 /// The adapter with the factors of the spool.

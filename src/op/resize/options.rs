@@ -5,7 +5,7 @@ use crate::error::{Error, Result};
 use crate::exec::ExecOptions;
 use crate::io::Overwrite;
 use crate::limits::Limits;
-use crate::loader::Loader;
+use crate::loader::{Loader, VLLM_RANKS};
 use crate::op::ConvertTo;
 use crate::op::extract::Split;
 use crate::op::rank::RankRule;
@@ -63,6 +63,15 @@ impl ResizeOptions {
         }
         if self.loader.is_some_and(|loader| loader != Loader::Vllm) {
             return refuse(rules::ARGUMENT, "only vllm makes room for a few ranks alone", "leave out --for");
+        }
+        if self.loader.is_some() && matches!(self.rank, RankRule::Parameters(_) | RankRule::Bytes(_)) {
+            let message = "one rank for all, as vllm makes room for, and a budget are two rules";
+            return refuse(rules::ARGUMENT, message, "give a rank or a share with --for, or a budget without it");
+        }
+        if let (Some(_), RankRule::Fixed(rank)) = (self.loader, self.rank)
+            && rank > VLLM_RANKS[VLLM_RANKS.len() - 1]
+        {
+            return refuse(rules::ARGUMENT, &format!("vllm has no room for rank {rank}"), "give 512 at most");
         }
         if let Some(dtype) = self.dtype.filter(|dtype| !matches!(dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16)) {
             return refuse(rules::ARGUMENT, &format!("factors are F32, BF16 or F16, and not {dtype}"), "give one of them");

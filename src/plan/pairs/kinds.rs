@@ -48,6 +48,8 @@ pub(crate) enum Whole {
     Grouped,
     /// It holds no floats.
     NoFloat,
+    /// It holds no values.
+    Empty,
     /// It was left out by name.
     Excluded,
 }
@@ -64,6 +66,7 @@ impl Whole {
             Whole::Parameter => "no module's weight",
             Whole::Grouped => "grouped convolution",
             Whole::NoFloat => "no floats",
+            Whole::Empty => "no values",
             Whole::Excluded => "excluded",
         }
     }

@@ -71,14 +71,22 @@ impl Pairs {
             None => Renaming::identity(),
         };
         let exists = |name: &str| base.is_some_and(|base| base.info(name).is_some());
-        let named: BTreeMap<String, String> =
-            tuned.names().map(|name| (renaming.apply(name, &exists), name.to_owned())).collect();
+        let mut named = BTreeMap::<String, String>::new();
+        let mut problems = Vec::new();
+        for name in tuned.names() {
+            let tensor = renaming.apply(name, &exists);
+            if let Some(other) = named.insert(tensor.clone(), name.to_owned()) {
+                let message = format!("{other:?} and {name:?} are both {tensor:?} of the base");
+                let problem = Diagnostic::new(rules::TARGETS_UNIQUE, message).file(tuned.path()).tensor(name);
+                problems
+                    .push(problem.help("one of them is another copy, such as an average of weights: save the model without it"));
+            }
+        }
         let mut pairs = Pairs { layers: Vec::new(), rest: Vec::new(), only_in_base: Vec::new(), renaming };
         if let Some(base) = base {
             pairs.only_in_base = base.names().filter(|name| !named.contains_key(*name)).map(str::to_owned).collect();
             pairs.only_in_base.sort();
         }
-        let mut problems = Vec::new();
         for (tensor, tuned_name) in named {
             let Some(info) = tuned.info(&tuned_name) else { continue };
             let before = base.map(|base| base.info(&tensor));
@@ -124,6 +132,7 @@ fn judge(
             Judged::Refused(Diagnostic::new(rules::BASE_DTYPE, message).tensor(tensor).help(help))
         }
         _ if !floats => Judged::Rest(Whole::NoFloat),
+        _ if info.shape.elements() == 0 => Judged::Rest(Whole::Empty),
         (Err(why), _) => Judged::Rest(why),
         // Changing one name of a tied weight changes the others too, or none, as the program that loads it likes.
         (Ok(_), _) if model.tied(tensor).is_some() => Judged::Rest(Whole::Tied),

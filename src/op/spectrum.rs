@@ -82,10 +82,15 @@ fn values(target: &Target, expert: u64) -> Result<Vec<f64>> {
     Ok(found.values().iter().copied().take_while(|value| *value > least).collect())
 }
 
-/// ‖W‖ of what an update belongs to; `None` if it is zero, or no plain floats.
+/// ‖W‖ of what an update belongs to; `None` if it is zero, no plain floats, or of another size.
 fn weight_norm(base: &Checkpoint, name: &str, target: &Target, expert: u64, progress: &dyn Progress) -> Result<Option<f64>> {
     let Some((info, float)) = base.info(name).and_then(|info| Some((info, exec::float_of(info.dtype)?))) else { return Ok(None) };
     let count = target.experts().unwrap_or(1).max(1);
+    let (out, inner) = target.out_in();
+    if u128::from(info.shape.elements()) != u128::from(count) * u128::from(out) * u128::from(inner) {
+        // Experts that are stacked on one side alone: the tensor is not what this update belongs to.
+        return Ok(None);
+    }
     let (rows, cols) = info.shape.split(if count > 1 { 2 } else { 1 });
     let rows = rows / count;
     let weight = Weight { source: base, name, float, first: expert * rows * cols };

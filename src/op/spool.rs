@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use crate::error::{Error, Result};
-use crate::io::{OutputKind, Overwrite, Staging, disk, write_error};
+use crate::io::{OutputKind, Overwrite, Staging, disk, read_error, write_error};
 use crate::rules;
 use crate::tensor::{TensorInfo, TensorSource};
 
@@ -85,6 +85,6 @@ impl TensorSource for Spooled {
     fn read(&self, name: &str, offset: u64, buf: &mut [u8]) -> Result<()> {
         let missing = || Error::new(rules::READ, "no such tensor").file(&self.target).tensor(name);
         let (_, start) = self.tensors.get(name).ok_or_else(missing)?;
-        disk::read_at(&self.file, buf, start + offset).map_err(|e| write_error(&self.target, e))
+        disk::read_at(&self.file, buf, start + offset).map_err(|e| read_error(&self.target, e))
     }
 }

@@ -57,7 +57,7 @@ pub(in super::super) struct ExtractArgs {
     #[arg(long, value_name = "REGEX", help_heading = "Which tensors")]
     pub exclude: Option<String>,
     /// What becomes of changes without factors [default: left out up to 1 %]
-    #[arg(long, value_enum, help_heading = "Which tensors")]
+    #[arg(long, value_enum, requires = "base", help_heading = "Which tensors")]
     pub rest: Option<RestArg>,
     /// What the layers' inputs are like, a tensor for each weight, (in) root mean squares or (in, n) a factor of their covariance: make the
     /// error of the outputs small instead

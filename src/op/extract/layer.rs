@@ -173,7 +173,11 @@ impl Site<'_> {
         let norm = sums.norm_squared.sqrt();
         let Some(rank) = rank else {
             let unrecoverable = by_noise && sums.gain < super::decompose::SURVIVES;
-            let why = if unrecoverable { "unrecoverable" } else { "noise" };
+            let why = match (unrecoverable, self.options.act_stats.is_some()) {
+                (true, _) => "unrecoverable",
+                (false, false) => "noise",
+                (false, true) => super::NO_INPUT,
+            };
             let survived = by_noise.then_some(sums.gain);
             return Fate::Omitted(OmittedTarget { tensor: layer.tensor.clone(), why, norm, survived });
         };

@@ -39,6 +39,8 @@ pub use stats::ActStats;
 
 /// Sweeps of a weight that an extraction mostly takes: what progress is counted by.
 const SWEEPS: u64 = 4;
+/// Why a change is left out that the statistics of the inputs do not see.
+const NO_INPUT: &str = "no input reaches it";
 /// A budget is divided among the components up to this multiple of the mean rank.
 const SPREAD: u64 = 4;
 
@@ -60,7 +62,12 @@ pub fn extract(
     progress: &dyn Progress,
 ) -> Result<ExtractReport> {
     options.check()?;
-    let inputs: Vec<&Path> = base.into_iter().chain([tuned]).map(Checkpoint::path).collect();
+    if base.is_none() && options.rest != RestPolicy::SkipSmall {
+        let message = "without a base nothing is a change that has no factors";
+        return Err(Error::new(rules::ARGUMENT, message).file(tuned.path()).help("leave --rest out, or give --base"));
+    }
+    let mut inputs: Vec<&Path> = base.into_iter().chain([tuned]).map(Checkpoint::path).collect();
+    inputs.extend(options.act_stats.as_ref().map(ActStats::label));
     check_output(output, write::kind(options.to).0, &inputs, options.overwrite)?;
     let pairs = pair(base, tuned, options)?;
     let mut warnings: Vec<Diagnostic> = base.into_iter().chain([tuned]).flat_map(|c| c.warnings().to_vec()).collect();
@@ -118,7 +125,10 @@ pub fn extract(
         inputs: Vec::new(),
         parameters: parameters(options),
     };
-    let unchanged_inputs = || base.into_iter().chain([tuned]).try_for_each(TensorSource::unchanged);
+    let unchanged_inputs = || {
+        base.into_iter().chain([tuned]).try_for_each(TensorSource::unchanged)?;
+        options.act_stats.as_ref().map_or(Ok(()), ActStats::unchanged)
+    };
     let written = write::write(&adapter, &identity, step, (output, options.to, options.overwrite), unchanged_inputs, progress)?;
     Ok(ExtractReport {
         base: base.map(|base| base.path().display().to_string()),
@@ -253,6 +263,10 @@ fn nothing(tuned: &Checkpoint, unchanged: u64, omitted: &[OmittedTarget], change
             ),
             "extract from a checkpoint that was saved in a wider dtype, or give --rank to take what there is",
         ),
+        (Some(first), _) if omitted.iter().all(|one| one.why == NO_INPUT) => (
+            format!("no change is seen by any input of --act-stats, the first {:?}", first.tensor),
+            "check that the statistics are those of this model",
+        ),
         (Some(_), _) => (
             format!("no component stands out of the noise of rounding in {}", plural(omitted.len() as u64, "changed weight")),
             "extract from a checkpoint that was saved in a wider dtype, or give --rank to take what there is",
@@ -357,14 +371,11 @@ fn adapter(
 
 /// What decides the result, for the lineage.
 fn parameters(options: &ExtractOptions) -> String {
-    let split = match options.split {
-        Split::Sqrt => "sqrt",
-        Split::B => "b",
-        Split::A => "a",
-    };
+    let (method, rest) = (options.method.name(), options.rest.name());
     json!({
-        "dtype": options.dtype.to_string(), "exclude": options.exclude, "rank": options.rank.described(), "seed": options.seed, "split": split,
-        "targets": options.targets, "tolerance": options.tolerance, "weighted": options.act_stats.is_some(),
+        "dtype": options.dtype.to_string(), "exclude": options.exclude, "max_rank": options.max_rank, "method": method,
+        "rank": options.rank.described(), "rest": rest, "seed": options.seed, "split": options.split.name(), "targets": options.targets,
+        "tolerance": options.tolerance, "weighted": options.act_stats.is_some(),
     })
     .to_string()
 }

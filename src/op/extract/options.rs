@@ -32,6 +32,39 @@ pub enum Split {
     A,
 }
 
+impl Method {
+    /// For the lineage.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Method::Auto => "auto",
+            Method::Exact => "exact",
+        }
+    }
+}
+
+impl Split {
+    /// For the lineage.
+    pub(in super::super) fn name(self) -> &'static str {
+        match self {
+            Split::Sqrt => "sqrt",
+            Split::B => "b",
+            Split::A => "a",
+        }
+    }
+}
+
+impl RestPolicy {
+    /// For the lineage.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            RestPolicy::SkipSmall => "skip-small",
+            RestPolicy::Skip => "skip",
+            RestPolicy::Store => "store",
+            RestPolicy::Refuse => "error",
+        }
+    }
+}
+
 /// What becomes of changes that have no low rank: biases, norms, tied and resized weights, the output head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -64,7 +97,7 @@ pub struct ExtractOptions {
     pub dtype: Dtype,
     /// Seed of the random start. Default 0.
     pub seed: u64,
-    /// What becomes of changes without factors.
+    /// What becomes of changes without factors; without a base there are none, and only the default is taken.
     pub rest: RestPolicy,
     /// What the adapter calls its base. Default: the path of the base as it was given.
     pub base_name: Option<String>,

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Diagnostic, Error, Result};
@@ -25,6 +26,17 @@ impl ActStats {
     /// The tensors of a file, or of memory.
     pub fn new(source: Arc<dyn TensorSource>) -> Self {
         ActStats { source }
+    }
+
+    /// Where they are from.
+    pub(super) fn label(&self) -> &Path {
+        self.source.label()
+    }
+
+    /// # Errors
+    /// `E-004` if the file has changed since it was opened.
+    pub(super) fn unchanged(&self) -> Result<()> {
+        self.source.unchanged()
     }
 
     /// The name of the statistic of a layer.

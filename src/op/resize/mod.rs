@@ -63,7 +63,11 @@ pub fn resize(adapter: &Adapter, output: &Path, options: &ResizeOptions, progres
         op: "resize".to_owned(),
         tool: format!("loratool {}", env!("CARGO_PKG_VERSION")),
         inputs: vec![LineageInput { role: "adapter".into(), dialect: adapter.dialect().into(), content: root.finish() }],
-        parameters: json!({ "rank": options.rank.described() }).to_string(),
+        parameters: json!({
+            "dtype": options.dtype.map(|dtype| dtype.to_string()), "for": options.loader.map(|loader| format!("{loader:?}").to_lowercase()),
+            "rank": options.rank.described(), "split": options.split.name(),
+        })
+        .to_string(),
     };
     let place = (output, options.to, options.overwrite);
     let written = write::write(&made, adapter.base(), step, place, || adapter.unchanged(), progress)?;

@@ -93,6 +93,8 @@ pub(super) fn kind(name: &str, dims: &[u64], config: &ModelConfig) -> Result<Kin
         ([_, _], Some(_)) => Ok(Kind::Linear(Orientation::OutIn)),
         ([_, _], None) if name.ends_with(".in_proj_weight") => Ok(Kind::Linear(Orientation::OutIn)),
         ([_, _, _], None) if name.contains("experts.") => Ok(Kind::Experts(experts_axes(dims, name, config))),
+        // Stacks of experts of GraniteMoE and JetMoE, which look like convolutions.
+        ([_, _, _], Some("input_linear" | "output_linear")) => Err(Whole::Parameter),
         ([out, inner, kernel @ ..], Some(_)) if (1..=3).contains(&kernel.len()) => match (*out, *inner) {
             // A depthwise convolution: every other number of groups looks like fewer inputs.
             (2.., 1) => Err(Whole::Grouped),

@@ -1,7 +1,7 @@
 //! One target: its singular values, and its factors at another rank. A stack of experts has one rank for all of its parts.
 
 use super::options::ResizeOptions;
-use faer::MatRef;
+use faer::{Mat, MatRef};
 
 use crate::adapter::{Kind, Scaling, Target};
 use crate::error::{Error, Result};
@@ -233,8 +233,8 @@ impl<'s> Site<'s> {
     }
 }
 
-/// The singular values of a target whose factors are stored component by component and need only be cut: the file says so, each component has
-/// the size that it says, and neither the dtype nor the scale is to change.
+/// The singular values of a target whose factors are stored component by component and need only be cut: the file says so, the components have
+/// the sizes that it says and are orthogonal to each other on both sides, and neither the dtype nor the split is to change.
 fn in_singular_form(target: &Target, options: &ResizeOptions) -> Result<Option<Vec<f64>>> {
     let own = target.a.info().dtype;
     let same = options.dtype.is_none_or(|dtype| dtype == own) && target.b.info().dtype == own && own != Dtype::F64;
@@ -242,14 +242,22 @@ fn in_singular_form(target: &Target, options: &ResizeOptions) -> Result<Option<V
     let (out, inner) = target.out_in();
     let (b, a) = read_factors(target, 0, 0..out)?;
     let (rank, scale) = (target.scaling.rank as usize, target.scaling.effective());
-    let squares = |values: &mut dyn Iterator<Item = &f64>| values.map(|value| value * value).sum::<f64>();
-    let is_so = values.iter().enumerate().all(|(k, value)| {
-        let of_b = squares(&mut b.iter().skip(k).step_by(rank));
-        let of_a = squares(&mut a.iter().skip(k * inner as usize).take(inner as usize));
-        let found = scale * (of_b * of_a).sqrt();
-        (found - value).abs() <= STATED * value
+    let (b, a) = (MatRef::from_row_major_slice(&b, out as usize, rank), MatRef::from_row_major_slice(&a, rank, inner as usize));
+    let (of_b, of_a) = (b.transpose() * b, a * a.transpose());
+    let size = |gram: &Mat<f64>, k: usize| gram[(k, k)].sqrt();
+    let found: Vec<f64> = (0..rank).map(|k| scale * size(&of_b, k) * size(&of_a, k)).collect();
+    let near = |x: f64, y: f64| (x - y).abs() <= STATED * y;
+    let is_stated = values
+        .iter()
+        .zip(&found)
+        .enumerate()
+        .all(|(k, (stated, found))| near(*found, *stated) && near(size(&of_b, k), size(&of_a, k)));
+    let are_orthogonal = [&of_b, &of_a].into_iter().all(|gram| {
+        let mut pairs = (0..rank).flat_map(|i| (0..i).map(move |j| (i, j)));
+        pairs.all(|(i, j)| gram[(i, j)].abs() <= STATED * size(gram, i) * size(gram, j))
     });
-    Ok(is_so.then(|| values.clone()))
+    // What they are, and not what is stated of them.
+    Ok((is_stated && are_orthogonal && found.is_sorted_by(|x, y| x >= y)).then_some(found))
 }
 
 fn reserve(target: &Target, rank: u64, dtype: Dtype, spool: &Spool) -> (Place, Place) {

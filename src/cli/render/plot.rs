@@ -101,7 +101,7 @@ impl<'r> Figure<'r> {
         area: &DrawingArea<D, Shift>,
     ) -> std::result::Result<(), DrawingAreaErrorKind<D::ErrorType>> {
         area.fill(&WHITE)?;
-        let area = area.titled(self.title, (FONT, 20))?;
+        let area = area.margin(8, 0, 0, 0).titled(self.title, (FONT, 20))?;
         let (left, right) = area.split_horizontally(700);
         self.heat_map(&left)?;
         self.curves(&right)?;
@@ -144,7 +144,7 @@ impl<'r> Figure<'r> {
             }
             // Outside of the axes, where coordinates go on.
             let style = (FONT, 13).into_text_style(area).pos(Pos::new(HPos::Right, VPos::Center));
-            let at = (-0.5 - 0.02 * width as f64, top - 0.5);
+            let at = (-0.5 - 0.04 * width as f64, top - 0.5);
             chart.draw_series(std::iter::once(Text::new(shortened(label), at, style)))?;
         }
         Ok(())

@@ -859,6 +859,108 @@ fn odd_tensors_that_nobody_extracts_stop_nothing() {
     }
 }
 
+/// A pair of checkpoints in folders, of one config; `change` makes the tuned values.
+fn folders(
+    config: &str,
+    tensors: &[(&str, &[u64])],
+    change: impl Fn(&str, &mut Vec<f64>),
+) -> (tempfile::TempDir, Checkpoint, Checkpoint) {
+    let folder = tempfile::tempdir().unwrap();
+    for side in ["base", "tuned"] {
+        let made: Vec<(&str, &[u64], Dtype, Vec<u8>)> = tensors
+            .iter()
+            .enumerate()
+            .map(|(i, (name, dims))| {
+                let mut values: Vec<f64> = noise(dims.iter().product::<u64>() as usize, i as u64).map(|x| 0.1 * x).collect();
+                if side == "tuned" {
+                    change(name, &mut values);
+                }
+                (*name, *dims, Dtype::F32, stored(&values, Dtype::F32))
+            })
+            .collect();
+        fs::create_dir(folder.path().join(side)).unwrap();
+        file(&folder.path().join(side).join("model.safetensors"), &made);
+        fs::write(folder.path().join(side).join("config.json"), config).unwrap();
+    }
+    let open = |side: &str| open_checkpoint(folder.path().join(side)).unwrap();
+    let (base, tuned) = (open("base"), open("tuned"));
+    (folder, base, tuned)
+}
+
+/// The largest difference of the merge of `adapter` and the tuned checkpoint.
+fn far_from_tuned(folder: &Path, base: &Checkpoint, tuned: &Checkpoint, adapter: &Path) -> f64 {
+    let merged = folder.join("merged");
+    merge(base, &[Weighted::full(&open_adapter(adapter).unwrap())], &merged, &MergeOptions::default(), &()).unwrap();
+    let merged = open_checkpoint(merged).unwrap();
+    let read = |checkpoint: &Checkpoint, name: &str| {
+        let mut raw = vec![0; checkpoint.info(name).unwrap().bytes() as usize];
+        checkpoint.read(name, 0, &mut raw).unwrap();
+        loaded(&raw, Dtype::F32)
+    };
+    let far = |name: &str| read(&merged, name).iter().zip(read(tuned, name)).map(|(m, t)| (m - t).abs()).fold(0.0, f64::max);
+    tuned.names().map(far).fold(0.0, f64::max)
+}
+
+/// Wrapped by `modules_to_save`, PEFT would replace it on one side of the tie: so GPT-2's logits were off by half of the change.
+#[test]
+fn a_tied_embedding_is_stored_as_the_parameter_itself() {
+    let tensors: [(&str, &[u64]); 2] = [("transformer.wte.weight", &[40, 16]), ("transformer.h.0.attn.c_attn.weight", &[16, 48])];
+    let (folder, base, tuned) = folders(r#"{"model_type": "gpt2", "n_embd": 16}"#, &tensors, |name, values| {
+        rank_one(values, if name.contains("wte") { 16 } else { 48 }, 0.1);
+    });
+    let out = folder.path().join("adapter");
+    extract(Some(&base), &tuned, &out, &with(fixed(2), |o| o.rest = RestPolicy::Store), &()).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&fs::read(out.join("adapter_config.json")).unwrap()).unwrap();
+    assert!(config["modules_to_save"].is_null(), "{config}");
+    assert!(open_adapter(&out).unwrap().replacements()[0].shared);
+    assert!(far_from_tuned(folder.path(), &base, &tuned, &out) < 1e-6);
+}
+
+/// A PEFT folder names the modules that transformers 5 has in memory, and a container the tensors of the file.
+#[test]
+fn names_are_those_of_modules_where_peft_reads_them() {
+    let tensors: [(&str, &[u64]); 2] = [
+        ("vit.encoder.layer.0.attention.attention.query.weight", &[16, 16]),
+        ("vit.encoder.layer.0.output.dense.weight", &[16, 32]),
+    ];
+    let (folder, base, tuned) = folders(r#"{"model_type": "vit", "hidden_size": 16}"#, &tensors, |name, values| {
+        rank_one(values, if name.contains("output") { 32 } else { 16 }, 0.1);
+    });
+    let names = |out: &Path| open_adapter(out).unwrap().targets().iter().map(|t| t.tensor.clone()).collect::<Vec<_>>();
+    let out = folder.path().join("adapter");
+    extract(Some(&base), &tuned, &out, &fixed(2), &()).unwrap();
+    assert_eq!(names(&out), ["vit.layers.0.attention.q_proj.weight", "vit.layers.0.mlp.fc2.weight"]);
+    assert!(far_from_tuned(folder.path(), &base, &tuned, &out) < 1e-6);
+    let out = folder.path().join("adapter.safetensors");
+    extract(Some(&base), &tuned, &out, &with(fixed(2), |o| o.to = loratool::ConvertTo::Container), &()).unwrap();
+    assert_eq!(names(&out), tensors.map(|(name, _)| name.to_owned()));
+}
+
+/// What no merge would take is not stored.
+#[test]
+fn a_matrix_of_another_shape_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let values = |n: usize| stored(&noise(n, 3).collect::<Vec<f64>>(), Dtype::F32);
+    let put = |side: &str, dims: [u64; 2], rows: u64| {
+        let head = "lm_head.weight";
+        let tensors: [(&str, &[u64], Dtype, Vec<u8>); 3] = [
+            (Q, &[8, 8], Dtype::F32, values(if side == "base" { 64 } else { 65 })[..256].to_vec()),
+            ("model.layers.0.mlp.up_proj.weight", &dims, Dtype::F32, values(48)),
+            (head, &[rows, 8], Dtype::F32, values(rows as usize * 8)),
+        ];
+        let path = folder.path().join(format!("{side}.safetensors"));
+        file(&path, &tensors);
+        open_checkpoint(path).unwrap()
+    };
+    let (base, tuned) = (put("base", [6, 8], 20), put("tuned", [8, 6], 22));
+    let out = folder.path().join("out");
+    let store = with(fixed(1), |o| o.rest = RestPolicy::Store);
+    let error = extract(Some(&base), &tuned, &out, &store, &()).unwrap_err();
+    assert!(error.diagnostics()[0].rule().id == "U-009" && error.to_string().contains("up_proj"), "{error}");
+    let report = extract(Some(&base), &tuned, &out, &with(store, |o| o.exclude = Some("up_proj".to_owned())), &()).unwrap();
+    assert!(report.rest.iter().any(|one| one.tensor == "lm_head.weight" && one.stored), "{report:?}");
+}
+
 #[test]
 fn options_that_cannot_be_are_refused() {
     let model = Model::new(|_, values| rank_one(values, 16, 0.1));

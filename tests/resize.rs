@@ -7,7 +7,8 @@ use std::path::Path;
 use common::fixture;
 use faer::Mat;
 use loratool::{
-    Adapter, ConvertOptions, ConvertTo, Dtype, Loader, RankRule, ResizeOptions, Target, convert, delta_rows, open_adapter, resize,
+    Adapter, ConvertOptions, ConvertTo, Dtype, Factor, Loader, MemorySource, RankRule, ResizeOptions, Target, convert,
+    delta_rows, open_adapter, resize,
 };
 
 fn options(rank: RankRule) -> ResizeOptions {
@@ -118,6 +119,64 @@ fn what_is_not_low_rank_stays_as_it_is() {
     assert_eq!(open_adapter(&container).unwrap().targets().len(), again.targets().len());
 }
 
+fn raw(factor: &Factor) -> Vec<u8> {
+    let mut raw = vec![0; factor.info().bytes() as usize];
+    factor.read(0, &mut raw).unwrap();
+    raw
+}
+
+#[test]
+fn a_target_whose_rank_stays_is_copied() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["llama-bf16", "llama-patterns", "llama-rslora"] {
+        let original = adapter(name);
+        for rule in [RankRule::Fixed(100), RankRule::Energy(1.0)] {
+            let (report, again) = resized(&original, folder.path(), &options(rule));
+            assert_eq!(report.error, 0.0, "{name}");
+            for (before, after) in original.targets().iter().zip(again.targets()) {
+                assert!(raw(&before.a) == raw(&after.a) && raw(&before.b) == raw(&after.b), "{name}");
+                assert_eq!(before.scaling.effective(), after.scaling.effective(), "{name}");
+            }
+        }
+    }
+}
+
+/// What a target has beside its factors stays when they are zero, or have no room.
+#[test]
+fn bias_updates_stay_whatever_becomes_of_the_factors() {
+    let folder = tempfile::tempdir().unwrap();
+    let original = adapter("bert-lora-bias");
+    let with_bias = |adapter: &Adapter| adapter.targets().iter().filter(|target| target.bias.is_some()).count();
+    assert!(with_bias(&original) > 1);
+    let each: u64 = original.targets().iter().map(|target| target.out_in().0 + target.out_in().1).sum();
+    let (_, again) = resized(&original, folder.path(), &options(RankRule::Parameters(each)));
+    assert_eq!(with_bias(&again), with_bias(&original));
+    let out = folder.path().join("none");
+    let error = resize(&original, &out, &options(RankRule::Parameters(each - 1)), &()).unwrap_err();
+    assert_eq!(error.diagnostics()[0].rule().id, "U-001");
+
+    let mut parts = original.parts().clone();
+    let mut zeros = MemorySource::new();
+    let target = &mut parts.targets[0];
+    zeros.insert("zero", target.b.info().clone(), vec![0; target.b.info().bytes() as usize]).unwrap();
+    let zeros: std::sync::Arc<dyn loratool::TensorSource> = std::sync::Arc::new(zeros);
+    target.b = Factor::new(&zeros, "zero").unwrap();
+    let bias = raw(&target.bias.as_ref().unwrap().delta);
+    parts.digests.clear();
+    parts.content = None;
+    let dead = Adapter::new(parts, &loratool::Limits::default()).unwrap();
+    let (_, again) = resized(&dead, folder.path(), &options(RankRule::Fixed(4)));
+    assert_eq!((with_bias(&again), again.targets()[0].scaling.rank), (with_bias(&original), 1));
+    assert!(raw(&again.targets()[0].bias.as_ref().unwrap().delta) == bias);
+}
+
+#[test]
+fn an_adapter_that_is_zero_is_called_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = resize(&adapter("llama-zero-b"), &folder.path().join("out"), &options(RankRule::Fixed(2)), &()).unwrap_err();
+    assert!(error.diagnostics()[0].message().contains("is zero"), "{error}");
+}
+
 #[test]
 fn what_cannot_be_resized_is_refused() {
     let folder = tempfile::tempdir().unwrap();
@@ -128,5 +187,7 @@ fn what_cannot_be_resized_is_refused() {
     assert_eq!(refused(&options(RankRule::Parameters(3))), "U-001");
     assert_eq!(refused(&with(RankRule::Fixed(2), |o| o.loader = Some(Loader::Mlx))), "U-001");
     assert_eq!(refused(&with(RankRule::Fixed(2), |o| o.dtype = Some(Dtype::F64))), "U-001");
+    assert_eq!(refused(&with(RankRule::Parameters(9999), |o| o.loader = Some(Loader::Vllm))), "U-001");
+    assert_eq!(refused(&with(RankRule::Fixed(600), |o| o.loader = Some(Loader::Vllm))), "U-001");
     assert!(!out.exists());
 }

@@ -357,7 +357,7 @@ HEADS = ["lm_head", "embed_out"]
 TRAINING = ("lora_velora_", "lora_monteclora_")
 OTHER_METHODS = tuple("""lora_E ranknum trainable_tokens_original hada_ lokr_ oft_ boft_ ia3_l vera_ pvera_ randlora_ vblora_ fourierft_ prompt_""".split())
 ends_with = lambda path, names: any(("." + path).endswith("." + name) for name in names)
-is_embedding = lambda tensor: re.fullmatch(r"(.*\.)?(embed_tokens|lm_head)\.weight", tensor)
+is_embedding = lambda tensor: re.fullmatch(r"(.*\.)?(embed_in|embed_out|embed_tokens|lm_head|shared|tok_embeddings|word_embeddings|wte)\.weight", tensor)
 
 def resolve(patterns, module, default):
     for key, value in (patterns or {}).items():  # file order

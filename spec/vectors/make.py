@@ -831,6 +831,9 @@ def more_of_peft(pf, files, pair, layers, with_, dense):
     pf("n_A-009_token_twice", files(with_(tokens), trainable_token_indices={"emb": [7, 7]}), "one row twice")
     pf("n_P-004_tokens_negative", files(with_(tokens), trainable_token_indices={"emb": [7, -1]}), "a row before the first")
     saved = {P + "model.embed_tokens.weight": tensor("F32", [5, 3]), P + "lm_head.weight": tensor("F32", [5, 3])}
+    others = {P + f"{name}.weight": tensor("F32", [5, 3]) for name in ("transformer.wte", "shared", "gpt_neox.embed_in", "bert.word_embeddings")}
+    pf("y_P-013_embeddings_of_others", files(with_(others)), "the same of models that call them otherwise")
+    pf("n_P-013_no_embedding", files(with_({P + "transformer.wpe.weight": tensor("F32", [5, 3])})), "an embedding of positions, which PEFT does not save")
     pf("y_P-013_embeddings", files(with_(saved)), "embeddings that PEFT saved unasked, because the vocabulary was resized")
     pf("y_P-006_layer_replication", files(layer_replication=[[0, 2], [1, 2]]), "layers of the base are repeated")
     pf("n_P-004_layer_replication", files(layer_replication=[[0, 2, 1]]), "a range of three numbers")

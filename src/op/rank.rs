@@ -97,6 +97,8 @@ pub(super) struct Share<'s> {
     pub(super) values: &'s [f64],
     /// Values of both factors that one more component takes.
     pub(super) cost: u64,
+    /// The rank that it has in any case, also beyond the budget.
+    pub(super) least: u64,
 }
 
 /// Ranks that keep the most of Σ S² for at most `budget` values of factors: the components in the order of S² for each value. What one
@@ -105,12 +107,14 @@ pub(super) struct Share<'s> {
 pub(super) fn divide(shares: &[Share<'_>], budget: u64) -> Vec<u64> {
     let of = |target: usize, share: &Share<'_>| {
         let gain = |value: &f64| value * value / share.cost.max(1) as f64;
-        share.values.iter().map(gain).map(move |gain| (gain, target)).collect::<Vec<_>>()
+        share.values.iter().skip(share.least as usize).map(gain).map(move |gain| (gain, target)).collect::<Vec<_>>()
     };
     let mut order: Vec<(f64, usize)> = shares.iter().enumerate().flat_map(|(i, share)| of(i, share)).collect();
     order.retain(|(gain, _)| *gain > 0.0);
     order.sort_by(|x, y| y.0.total_cmp(&x.0).then(x.1.cmp(&y.1)));
-    let (mut ranks, mut full, mut left) = (vec![0; shares.len()], vec![false; shares.len()], budget);
+    let mut ranks: Vec<u64> = shares.iter().map(|share| share.least).collect();
+    let spent = shares.iter().fold(0u64, |sum, share| sum.saturating_add(share.least.saturating_mul(share.cost)));
+    let (mut full, mut left) = (vec![false; shares.len()], budget.saturating_sub(spent));
     for (_, target) in order {
         let cost = shares[target].cost;
         // A later component of a target has no use without the one before it.
@@ -153,7 +157,7 @@ mod tests {
         ) {
             let sorted = |mut values: Vec<f64>| { values.sort_by(|x, y| y.total_cmp(x)); values };
             let (one, two) = (sorted(one), sorted(two));
-            let shares = [Share { values: &one, cost: costs.0 }, Share { values: &two, cost: costs.1 }];
+            let shares = [Share { values: &one, cost: costs.0, least: 0 }, Share { values: &two, cost: costs.1, least: 0 }];
             let kept = |ranks: [usize; 2]| one[..ranks[0]].iter().chain(&two[..ranks[1]]).map(|v| v * v).sum::<f64>();
             for budget in 0..24 {
                 let ranks = divide(&shares, budget);

@@ -17,6 +17,7 @@ mod shape;
 mod tied;
 
 pub use bind::{Binding, Ignored};
+pub(crate) use families::in_memory;
 pub use layout::Plan;
 pub(crate) use layout::{Change, CopyRange, Head, Norms, Origin, OutShard, OutTensor};
 pub use options::{BindOptions, Weighted};

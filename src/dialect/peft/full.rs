@@ -10,10 +10,12 @@ use crate::adapter::{Adapter, Replacement};
 use crate::error::{Diagnostic, Error, Result};
 use crate::rules;
 
-/// Layers that PEFT saves unasked when it finds the vocabulary resized (`EMBEDDING_LAYER_NAMES`).
-const EMBEDDINGS: &[&str] = &["embed_tokens", "lm_head"];
+/// Layers that PEFT saves unasked when it finds the vocabulary resized, or is told to (`save_embedding_layers`): those that
+/// `get_input_embeddings` and `get_output_embeddings` of transformers give, whatever their names are (`utils/save_and_load.py`, 0.21.2).
+const EMBEDDINGS: &[&str] =
+    &["embed_in", "embed_out", "embed_tokens", "lm_head", "shared", "tok_embeddings", "word_embeddings", "wte"];
 
-/// Whether a tensor is the weight of an embedding or of an output layer, by PEFT's names for them.
+/// Whether a tensor is the weight of an embedding of tokens or of an output layer, by its name.
 pub(super) fn is_embedding(tensor: &str) -> bool {
     let module = tensor.strip_suffix(".weight").and_then(|module| module.rsplit('.').next());
     module.is_some_and(|leaf| EMBEDDINGS.contains(&leaf))
@@ -82,6 +84,8 @@ pub(super) struct Announced {
 impl Announced {
     pub(super) fn of(adapter: &Adapter, targets: &[&str]) -> Result<Announced> {
         let targets: BTreeSet<&str> = targets.iter().copied().collect();
+        // The parameter itself: wrapped by `modules_to_save`, it would be replaced under one of its names only. Unannounced, PEFT loads it into
+        // the parameter that all names share.
         let unasked = |r: &&Replacement| r.shared && is_embedding(&r.tensor);
         let parameters = || adapter.replacements().iter().filter(|r| !unasked(r)).map(|r| r.tensor.as_str());
         let mut saved = BTreeSet::new();

@@ -45,15 +45,16 @@ impl Rows<'_> {
 pub(super) fn forward_plain(rows: Rows<'_>, x: &[f32], y: &mut [f32]) {
     let width = rows.width;
     y.fill(0.0);
+    let mut sums = vec![0.0; width];
     for (at, end) in rows.blocks() {
         for (row, y) in y.chunks_exact_mut(width).enumerate() {
-            let mut sums = vec![0.0; width];
+            sums.fill(0.0);
             for (d, x) in rows.part(row, at, end).iter().zip(x[at * width..].chunks_exact(width)) {
                 for (sum, x) in sums.iter_mut().zip(x) {
                     *sum += d * x;
                 }
             }
-            y.iter_mut().zip(sums).for_each(|(y, sum)| *y += sum);
+            y.iter_mut().zip(&sums).for_each(|(y, sum)| *y += sum);
         }
     }
 }

@@ -21,7 +21,9 @@ const SMALL: usize = 6 * STEP;
 /// Singular values below this share of the largest are the rounding of f32, and have no vectors.
 const RESOLUTION: f64 = 1.0 / (1u64 << 22) as f64;
 /// Below this share of ‖D‖² the error is summed value by value, because in the difference of the norms it would be rounding.
-const CANCELLED: f64 = 1e-5;
+const CANCELLED: f64 = 1e-4;
+/// A difference of squares of norms, of products in f32, is uncertain by this share of ‖D‖².
+const UNCERTAIN: f64 = 1e-5;
 /// Below this share of the difference that survived rounding, what is left is not the difference.
 pub(super) const SURVIVES: f64 = 0.9;
 
@@ -118,8 +120,7 @@ pub(super) fn decompose(d: &Difference<'_>, task: &Task<'_>) -> Result<Decompose
     let Components { found, rank, method } = matrix.components(&seen.start, task)?;
     drop(seen.start);
     let values = found.values().to_vec();
-    // The difference of the norms is uncertain by the rounding of f32 sums; below CANCELLED it says nothing.
-    let outside = (seen.norm_squared - found.captured()).max(0.0) + CANCELLED * seen.norm_squared;
+    let outside = (seen.norm_squared - found.captured()).max(0.0) + UNCERTAIN * seen.norm_squared;
     let next = values.get(rank).copied().unwrap_or(0.0);
     // The right spaces of the two parts are orthogonal to each other, so that their squares add up at most.
     let spectral = (next * next + outside).sqrt();

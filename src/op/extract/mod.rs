@@ -15,6 +15,7 @@ use std::sync::Arc;
 use regex::Regex;
 use serde_json::json;
 
+use super::ConvertTo;
 use super::crew;
 use super::rank::{RankRule, Share, divide};
 use super::spool::{Spool, Spooled};
@@ -24,7 +25,8 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Diagnostic, Error, Result};
 use crate::exec::{self, Progress};
 use crate::io::check_output;
-use crate::plan::{Choice, Layer, Pairs, Whole};
+use crate::limits::Limits;
+use crate::plan::{Choice, Layer, Pairs, Whole, in_memory};
 use crate::report::text::plural;
 use crate::report::{ExtractReport, ExtractedTarget, Note, OmittedTarget, RestTensor};
 use crate::rules;
@@ -117,7 +119,13 @@ pub fn extract(
         structure: base.map(Checkpoint::structure_root),
         targets: None,
     };
-    let adapter = adapter(spool.finish(), &layers, &targets, &rest, identity.clone(), options)?;
+    let model_type = base.unwrap_or(tuned).config().model_type.as_deref();
+    // PEFT names modules, and a container tensors of a file.
+    let name = |tensor: &str| match (options.to, model_type) {
+        (ConvertTo::Peft, Some(model_type)) => in_memory(model_type, tensor),
+        _ => tensor.to_owned(),
+    };
+    let adapter = adapter(spool.finish(), &layers, &targets, &rest, identity.clone(), &options.limits, &name)?;
     warnings.extend(adapter.warnings().iter().cloned());
     let step = Lineage {
         op: "extract".to_owned(),
@@ -191,7 +199,8 @@ fn outcomes(site: &Site<'_>, layers: &[Layer], spool: &Spool) -> Result<Vec<Outc
     let all: u64 = layers.iter().map(cost).sum();
     let cap = (budget.saturating_mul(SPREAD) / all.max(1)).max(16).min(site.options.max_rank);
     let values = crew::each(&sizes, |i| site.values(&layers[i], cap))?;
-    let shares: Vec<Share<'_>> = values.iter().zip(layers).map(|(values, layer)| Share { values, cost: cost(layer) }).collect();
+    let shares: Vec<Share<'_>> =
+        values.iter().zip(layers).map(|(values, layer)| Share { values, cost: cost(layer), least: 0 }).collect();
     let ranks = divide(&shares, budget);
     if ranks.iter().all(|rank| *rank == 0) && values.iter().any(|values| !values.is_empty()) {
         let least = layers.iter().map(cost).min().unwrap_or(0);
@@ -336,7 +345,8 @@ fn adapter(
     targets: &[ExtractedTarget],
     rest: &[RestTensor],
     base: BaseIdentity,
-    options: &ExtractOptions,
+    limits: &Limits,
+    name: &dyn Fn(&str) -> String,
 ) -> Result<Adapter> {
     let source: Arc<dyn TensorSource> = Arc::new(spooled);
     let factor = |name: &str| {
@@ -349,7 +359,7 @@ fn adapter(
         let (a, b) = (factor(&a)?, factor(&b)?);
         let values = &target.singular_values;
         made.push(Target {
-            tensor: layer.tensor.clone(),
+            tensor: name(&layer.tensor),
             kind: layer.kind,
             a,
             b,
@@ -362,11 +372,11 @@ fn adapter(
     let mut replacements = Vec::new();
     for one in rest.iter().filter(|one| one.stored) {
         let shared = one.why == Whole::Tied.name();
-        replacements.push(Replacement { tensor: one.tensor.clone(), with: factor(&one.tensor)?, shared });
+        replacements.push(Replacement { tensor: name(&one.tensor), with: factor(&one.tensor)?, shared });
     }
     let label = source.label().display().to_string();
     let parts = AdapterParts { label, dialect: "memory", targets: made, replacements, base, ..Default::default() };
-    Adapter::new(parts, &options.limits)
+    Adapter::new(parts, limits)
 }
 
 /// What decides the result, for the lineage.

@@ -67,6 +67,10 @@ pub(super) fn changed(
 /// `U-009`.
 pub(super) fn check(changed: &[Changed], policy: RestPolicy) -> Result<()> {
     let unasked: Vec<&Changed> = changed.iter().filter(|one| one.rest.why != Whole::Excluded).collect();
+    if let (RestPolicy::Store, Some(one)) = (policy, unasked.iter().find(|one| one.rest.why == Whole::Reshaped)) {
+        let message = format!("{:?} has another shape than in the base, in which no merge takes it", one.rest.tensor);
+        return Err(Error::new(rules::LITTLE_LEFT_OUT, message).tensor(&one.rest.tensor).help("leave it out with --exclude"));
+    }
     refused(&unasked, &|_| None, policy).map_or(Ok(()), Err)
 }
 

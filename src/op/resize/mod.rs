@@ -82,7 +82,7 @@ pub fn resize(adapter: &Adapter, output: &Path, options: &ResizeOptions, progres
         error: if norm > 0.0 { (error / norm).sqrt() } else { 0.0 },
         parameters_before: adapter.parameters(),
         parameters: made.parameters(),
-        room: options.loader.map(|_| room(highest)),
+        room: options.loader.and_then(|_| room(highest)),
         targets: resized.into_iter().map(|r| r.report).collect(),
         bytes: written.bytes,
         content: written.content,
@@ -103,10 +103,19 @@ fn ranks(targets: &[Target], known: &[Known], options: &ResizeOptions) -> Result
                 let (out, inner) = target.out_in();
                 target.experts().unwrap_or(1) * (out + inner) * size(target)
             };
-            let shares = known.iter().zip(targets).map(|(known, target)| Share { values: &known.together, cost: cost(target) });
-            divide(&shares.collect::<Vec<_>>(), budget)
+            let mut shares = Vec::with_capacity(targets.len());
+            for (known, target) in known.iter().zip(targets) {
+                shares.push(Share { values: &known.together, cost: cost(target), least: one::least(target) });
+            }
+            let needed: u64 = shares.iter().map(|share| share.least * share.cost).sum();
+            if needed > budget {
+                let message =
+                    format!("the targets with magnitudes or bias updates take {needed} at rank 1, and the budget is {budget}");
+                return Err(Error::new(rules::ARGUMENT, message).help("give a larger budget"));
+            }
+            divide(&shares, budget)
         }
-        rule => known.iter().map(|known| known.rank(rule)).collect(),
+        rule => known.iter().zip(targets).map(|(known, target)| known.rank(rule).max(one::least(target))).collect(),
     };
     let highest = ranks.iter().copied().max().unwrap_or(0);
     if highest == 0 {
@@ -114,14 +123,18 @@ fn ranks(targets: &[Target], known: &[Known], options: &ResizeOptions) -> Result
         return Err(Error::new(rules::ARGUMENT, message).help("give a higher rank, a larger share or a larger budget"));
     }
     if options.loader.is_some() {
-        ranks.iter_mut().zip(known).for_each(|(rank, known)| *rank = room(highest).min(known.most()));
+        let Some(room) = room(highest) else {
+            let message = format!("a target takes rank {highest}, for which vllm has no room");
+            return Err(Error::new(rules::ARGUMENT, message).help("ask for less: 512 is its highest"));
+        };
+        ranks.iter_mut().zip(known).for_each(|(rank, known)| *rank = room.min(known.most()).max(*rank));
     }
     Ok(ranks)
 }
 
-/// The rank that vLLM makes room for where an adapter has this one.
-fn room(rank: u64) -> u64 {
-    VLLM_RANKS.into_iter().find(|room| *room >= rank).unwrap_or(VLLM_RANKS[VLLM_RANKS.len() - 1])
+/// The rank that vLLM makes room for where an adapter has this one, if it does.
+fn room(rank: u64) -> Option<u64> {
+    VLLM_RANKS.into_iter().find(|room| *room >= rank)
 }
 
 /// The adapter with the factors of the spool.
@@ -145,6 +158,10 @@ fn rebuilt(adapter: &Adapter, resized: &[Resized], spool: Spool, options: &Resiz
         let count = plural(dropped.len() as u64, "target");
         let message = format!("nothing is left of {count}, the first {first:?}");
         parts.warnings.push(Diagnostic::new(rules::ADAPTER_NOT_EMPTY, message).tensor(first));
+    }
+    if targets.is_empty() && parts.replacements.is_empty() && parts.rows.is_empty() && parts.rescalings.is_empty() {
+        let message = "every update of the adapter is zero, so that nothing would be left";
+        return Err(Error::new(rules::ADAPTER_NOT_EMPTY, message).file(adapter.label()).help("it does nothing: leave it out"));
     }
     parts.targets = targets;
     parts.origin_config = None;

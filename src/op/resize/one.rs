@@ -13,7 +13,7 @@ use crate::op::rank::RankRule;
 use crate::op::spool::{Place, Spool};
 use crate::report::ResizedTarget;
 use crate::rules;
-use crate::tensor::{Dtype, Shape, TensorInfo};
+use crate::tensor::{Dtype, Shape, TensorInfo, pieces};
 
 /// Singular values below this share of the largest are the rounding of f64.
 const RESOLUTION: f64 = 1e-14;
@@ -103,16 +103,25 @@ impl Known {
 pub(super) fn by_rule(target: &Target, options: &ResizeOptions, spool: &Spool) -> Result<Resized> {
     if target.experts().unwrap_or(1) > 1 {
         let known = Known::of(target)?;
-        return resize(target, &known, known.rank(options.rank), options, spool);
+        return resize(target, &known, known.rank(options.rank).max(least(target)), options, spool);
     }
+    let rank = |known: &Known| known.rank(options.rank).max(least(target));
     if let Some(values) = in_singular_form(target, options)? {
         let known = Known::from(vec![nonzero(&values)]);
-        return Site::new(target, &known, known.rank(options.rank), options, spool).cut();
+        return Site::new(target, &known, rank(&known), options, spool).cut();
     }
     let found = decomposed(target, 0)?;
     let known = Known::from(vec![nonzero(found.values())]);
-    let site = Site::new(target, &known, known.rank(options.rank), options, spool);
+    let site = Site::new(target, &known, rank(&known), options, spool);
+    if site.is_as_before() {
+        return site.copy();
+    }
     site.finish(vec![site.part(0, found)?])
+}
+
+/// The lowest rank that a target can have: with magnitudes or a bias update it is more than its factors, and stays when these are zero.
+pub(super) fn least(target: &Target) -> u64 {
+    u64::from(target.magnitude.is_some() || target.bias.is_some())
 }
 
 /// Factors of rank `rank`, into the spool.
@@ -121,6 +130,9 @@ pub(super) fn by_rule(target: &Target, options: &ResizeOptions, spool: &Spool) -
 /// `A-008`, `A-031`, `E-012`, `E-001`, `E-002`, `E-004`.
 pub(super) fn resize(target: &Target, known: &Known, rank: u64, options: &ResizeOptions, spool: &Spool) -> Result<Resized> {
     let site = Site::new(target, known, rank, options, spool);
+    if site.is_as_before() {
+        return site.copy();
+    }
     let parts = (0..known.parts.len()).map(|expert| site.part(expert, decomposed(target, expert as u64)?));
     site.finish(parts.collect::<Result<_>>()?)
 }
@@ -149,6 +161,26 @@ impl<'s> Site<'s> {
         let scaling = Scaling { alpha: target.scaling.effective() / one.effective(), ..one };
         let places = (rank > 0).then(|| reserve(target, rank, dtype, spool));
         Site { target, known, rank, options, spool, dtype, scaling, places }
+    }
+
+    /// The rank, the dtype and the split stay, so that nothing is to be computed, nor rounded again.
+    fn is_as_before(&self) -> bool {
+        let own = [&self.target.a, &self.target.b].into_iter().all(|factor| factor.info().dtype == self.dtype);
+        own && self.rank == self.target.scaling.rank && self.options.split == Split::Sqrt
+    }
+
+    /// The factors as they are.
+    fn copy(mut self) -> Result<Resized> {
+        let Some((a, b)) = self.places else { return self.finish(vec![self.norm_squared()]) };
+        for (place, factor) in [(a, &self.target.a), (b, &self.target.b)] {
+            pieces(factor.info().bytes(), |offset, piece| {
+                factor.read(offset, piece)?;
+                self.spool.put(place, offset, piece)
+            })?;
+        }
+        self.scaling = self.target.scaling;
+        let singular_values = self.target.singular_values.clone();
+        Ok(Resized { singular_values, ..self.finish(vec![0.0])? })
     }
 
     /// Puts the factors of one part into the spool; gives the square of what is lost of it.

@@ -6,6 +6,8 @@ mod rescalings;
 mod targets;
 mod whole;
 
+pub(super) use whole::is_resized;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use super::options::{BindOptions, Weighted};

@@ -17,12 +17,12 @@ enum Copied {
     Other,
 }
 
-impl<'a> Binder<'a, '_> {
-    /// Is it an embedding or an output layer of which only the numbers of rows differ?
-    fn is_resized(name: &str, base: &Shape, with: &Shape) -> bool {
-        is_vocabulary(name) && base.matrix().zip(with.matrix()).is_some_and(|(base, with)| base.1 == with.1)
-    }
+/// Is it an embedding or an output layer of which only the numbers of rows differ?
+pub(in super::super) fn is_resized(name: &str, base: &Shape, with: &Shape) -> bool {
+    is_vocabulary(name) && base.matrix().zip(with.matrix()).is_some_and(|(base, with)| base.1 == with.1)
+}
 
+impl<'a> Binder<'a, '_> {
     /// Whether the adapter also replaces the stored name of a weight that `replacement` replaces under a name that is left out.
     fn other_copy(&self, weighted: Weighted<'a>, replacement: &Replacement, twin: &str) -> Result<Copied> {
         let others = weighted.adapter.replacements().iter().filter(|other| other.tensor != replacement.tensor);
@@ -81,11 +81,11 @@ impl<'a> Binder<'a, '_> {
             match located {
                 Some((_, info))
                     if info.shape != with.info().shape
-                        && !(self.options.resize_vocabulary && Self::is_resized(&name, &info.shape, &with.info().shape)) =>
+                        && !(self.options.resize_vocabulary && is_resized(&name, &info.shape, &with.info().shape)) =>
                 {
                     let pair = |s: &Shape| s.matrix().unwrap_or((0, 0));
                     let message = format!("replacement of {name:?} is {} but the base has {}", with.info().shape, info.shape);
-                    let help = match Self::is_resized(&name, &info.shape, &with.info().shape) {
+                    let help = match is_resized(&name, &info.shape, &with.info().shape) {
                         true => "if the vocabulary was resized, pass --resize-vocab: the result then has that of the adapter",
                         false => shape_help(pair(&with.info().shape), pair(&info.shape)),
                     };

@@ -38,8 +38,10 @@ pub(crate) enum Whole {
     Head,
     /// The model keeps it under several names, so that an update of one would change another, or none.
     Tied,
-    /// Rows were added or removed.
+    /// Rows of a vocabulary were added or removed.
     Resized,
+    /// It has another shape, in which no merge takes it.
+    Reshaped,
     /// The base does not have it.
     New,
     /// It is no module's weight, so no reader has a name for its factors.
@@ -61,7 +63,8 @@ impl Whole {
             Whole::Vector => "bias or norm",
             Whole::Head => "output head",
             Whole::Tied => "tied weight",
-            Whole::Resized => "other shape",
+            Whole::Resized => "resized vocabulary",
+            Whole::Reshaped => "other shape",
             Whole::New => "not in the base",
             Whole::Parameter => "no module's weight",
             Whole::Grouped => "grouped convolution",

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 
 pub(crate) use kinds::Whole;
 
+use super::bind::is_resized;
 use super::rename::{self, Renaming};
 use crate::adapter::Kind;
 use crate::checkpoint::Checkpoint;
@@ -125,7 +126,9 @@ fn judge(
     let floats = is_plain_float(info.dtype) && before.flatten().is_none_or(|before| is_plain_float(before.dtype));
     match (kind, before) {
         (_, Some(None)) => Judged::Rest(Whole::New),
-        (_, Some(Some(before))) if before.shape != info.shape => Judged::Rest(Whole::Resized),
+        (_, Some(Some(before))) if before.shape != info.shape => {
+            Judged::Rest(if is_resized(tensor, &before.shape, &info.shape) { Whole::Resized } else { Whole::Reshaped })
+        }
         (Ok(_), _) if !floats => {
             let message = format!("{tensor:?} is {}, and no difference of packed weights is taken", info.dtype);
             let help = "dequantise both checkpoints first, or leave the tensor out with --exclude";

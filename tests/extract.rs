@@ -752,7 +752,7 @@ fn a_promise_that_is_not_kept_is_told() {
     let pair = Pair::new(200, 160, &with_values(200, 160, &values), Dtype::F32);
     let (report, _) = pair.extract(&with(options(RankRule::Error(0.1)), |o| o.max_rank = 8));
     assert!(
-        report.targets[0].rank == 8 && report.warnings.iter().any(|w| w.message.contains("further off than 0.1")),
+        report.targets[0].rank == 8 && report.warnings.iter().any(|w| w.message.contains("more than 0.1 is lost")),
         "{report:?}"
     );
     let (report, _) = pair.extract(&with(options(RankRule::Error(1e-4)), |o| o.dtype = Dtype::BF16));

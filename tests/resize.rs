@@ -91,6 +91,11 @@ fn rules_choose_the_smallest_rank_that_does() {
             assert!(enough(told.rank) && (told.rank == 0 || !enough(told.rank - 1)), "{error}: {}", told.rank);
         }
     }
+    let (report, _) = resized(&adapter("llama-f16"), folder.path(), &options(RankRule::Error(1e-4)));
+    assert!(
+        report.targets.iter().all(|told| told.error <= 1e-4) || report.warnings.iter().any(|w| w.message.contains("rounding")),
+        "{report:?}"
+    );
     let before = original.parameters();
     let (report, again) = resized(&original, folder.path(), &options(RankRule::Parameters(before / 2)));
     assert!(again.parameters() <= before / 2 && again.parameters() > before / 3);

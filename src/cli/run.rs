@@ -61,12 +61,12 @@ type Inspection = Result<(InspectReport, Option<SpectrumReport>, Option<Result<F
 
 fn checkpoint_report(job: &InspectJob) -> Inspection {
     refuse_base(&job.base)?;
+    let base = open_checkpoint_with(&job.path, &job.open)?;
     if job.spectrum {
         let message = "--spectrum is about adapters, and this is a checkpoint";
         let help = "give an adapter; loratool extract --tuned CHECKPOINT factorises weights";
         return Err(Error::new(rules::ARGUMENT, message).file(&job.path).help(help));
     }
-    let base = open_checkpoint_with(&job.path, &job.open)?;
     Ok((InspectReport::Checkpoint(inspect_checkpoint(&base, &job.options)), None, None))
 }
 

@@ -56,6 +56,15 @@ impl RankRule {
         }
     }
 
+    /// The relative error that each target may have, if the rule says so.
+    pub(super) fn allowed(self) -> Option<f64> {
+        match self {
+            RankRule::Error(share) => Some(share),
+            RankRule::Energy(share) => Some((1.0 - share).max(0.0).sqrt()),
+            _ => None,
+        }
+    }
+
     /// The rank for one target by its singular values as far as they are known, largest first, under a cap; `edge` is the largest value that
     /// noise has. `None` for a budget, which no target has by itself.
     pub(super) fn want(self, values: &[f64], norm_squared: f64, edge: f64, cap: usize) -> Option<Want> {
@@ -75,6 +84,11 @@ impl RankRule {
             RankRule::Parameters(_) | RankRule::Bytes(_) => return None,
         })
     }
+}
+
+/// Whether an error is more than a rule allows, and not by the rounding of f32 alone.
+pub(super) fn is_over(error: f64, allowed: f64) -> bool {
+    error > allowed * (1.0 + 1e-3) + 1e-6
 }
 
 /// The smallest number of values whose squares add up to `wanted`.

@@ -41,7 +41,7 @@ pub(in super::super) struct ExtractArgs {
     /// Per target, the smallest rank that is off by at most this share of its change, such as 0.1
     #[arg(long, value_name = "SHARE", help_heading = "Rank: one of", allow_hyphen_values = true)]
     pub error: Option<String>,
-    /// The ranks that lose least for so many parameters in all, such as 5000000, or bytes, such as 20MB
+    /// The ranks that lose least for factors of so many values in all, such as 5000000, or bytes, such as 20MB
     #[arg(long, value_name = "N|BYTES", help_heading = "Rank: one of")]
     pub budget: Option<String>,
     /// Per target, what stands out of the noise that rounding to the dtype of TUNED has added
@@ -99,8 +99,8 @@ Examples:
 
 The error that is printed is that of the factors as they are stored. The excess
 is how far it is before they are rounded, by estimate, above the error of the
-best factors of that rank. The same inputs, options and seed give the same bytes on any number of
-threads, on machines with the same instruction set.";
+best factors of that rank. The same inputs, options and seed give the same bytes
+on any number of threads, on machines with the same instruction set.";
 
 /// What becomes of biases, norms, tied and resized weights, and the output head.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -35,7 +35,7 @@ pub(in super::super) struct ResizeArgs {
     /// Per target, the smallest rank that is off by at most this share of its update, such as 0.05
     #[arg(long, value_name = "SHARE", help_heading = "Rank: one of", allow_hyphen_values = true)]
     pub error: Option<String>,
-    /// The ranks that lose least for so many parameters in all, such as 5000000, or bytes, such as 20MB
+    /// The ranks that lose least for factors of so many values in all, such as 5000000, or bytes, such as 20MB
     #[arg(long, value_name = "N|BYTES", help_heading = "Rank: one of")]
     pub budget: Option<String>,
     /// Bring all ranks up to the next size that this loader makes room for anyway (vllm: 8, 16, 32, 64, 128, 256, 320, 512)

@@ -118,7 +118,7 @@ fn omitted(report: &ExtractReport) -> String {
 }
 
 fn rest(rest: &[RestTensor]) -> String {
-    let columns = [Column::Text("no factors"), Column::Text("because"), Column::Number("of the change"), Column::Text("")];
+    let columns = [Column::Text("no factors"), Column::Text("because"), Column::Number("of its square"), Column::Text("")];
     let mut sorted: Vec<&RestTensor> = rest.iter().collect();
     sorted.sort_by(|x, y| y.share.unwrap_or(f64::INFINITY).total_cmp(&x.share.unwrap_or(f64::INFINITY)));
     let row = |one: &&RestTensor| {

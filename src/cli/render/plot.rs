@@ -142,10 +142,11 @@ impl<'r> Figure<'r> {
                 let cell = [(*column as f64 - 0.5, top - 1.0), (*column as f64 + 0.5, top)];
                 chart.draw_series(std::iter::once(Rectangle::new(cell, shade(share).filled())))?;
             }
-            // Outside of the axes, where coordinates go on.
+            // Outside of the axes, where there are pixels alone.
             let style = (FONT, 13).into_text_style(area).pos(Pos::new(HPos::Right, VPos::Center));
-            let at = (-0.5 - 0.04 * width as f64, top - 0.5);
-            chart.draw_series(std::iter::once(Text::new(shortened(label), at, style)))?;
+            let (x, y) = chart.plotting_area().map_coordinate(&(-0.5, top - 0.5));
+            let (left, above) = area.get_base_pixel();
+            area.draw(&Text::new(shortened(label), (x - left - 8, y - above), style))?;
         }
         Ok(())
     }

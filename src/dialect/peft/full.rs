@@ -96,7 +96,8 @@ impl Announced {
             };
             if let Some(target) = targets.iter().find(|target| captures(module, target)) {
                 let message = format!("{parameter:?} is replaced and {target:?} has a LoRA; PEFT would train {module:?} whole");
-                return Err(Error::new(rules::CONFIG_METHOD, message).tensor(parameter));
+                let help = "a container holds both: name the output OUT.safetensors";
+                return Err(Error::new(rules::CONFIG_METHOD, message).tensor(parameter).help(help));
             }
             saved.insert(module.to_owned());
         }

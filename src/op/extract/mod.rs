@@ -17,7 +17,7 @@ use serde_json::json;
 
 use super::ConvertTo;
 use super::crew;
-use super::rank::{RankRule, Share, divide};
+use super::rank::{RankRule, Share, divide, is_over};
 use super::spool::{Spool, Spooled};
 use super::write;
 use crate::adapter::{Adapter, AdapterParts, BaseIdentity, Factor, Lineage, Replacement, Scaling, ScalingRule, Target};
@@ -81,13 +81,13 @@ pub fn extract(
     let spool = Spool::new(output)?;
     let (outcomes, changed, same) = exec::on_threads(&options.exec, || -> Result<_> {
         let (changed, same) = rest::changed(&pairs.rest, base, tuned, progress)?;
-        rest::check(&changed, options.rest)?;
+        rest::check(&changed, options.rest).map_err(|error| error.file(tuned.path()))?;
         Ok((outcomes(&site, &pairs.layers, &spool)?, changed, same))
     })?;
 
     let total: f64 =
         outcomes.iter().map(|outcome| outcome.norm_squared).chain(changed.iter().filter_map(|one| one.squared)).sum();
-    let rest = rest::settle(&changed, total, options.rest, &mut warnings)?;
+    let rest = rest::settle(&changed, total, options.rest, &mut warnings).map_err(|error| error.file(tuned.path()))?;
     store(&changed, &rest, tuned, &spool)?;
     let sums = Sums::of(&outcomes, &changed, &rest, total);
     let mut unchanged = same;
@@ -107,11 +107,12 @@ pub fn extract(
     }
     clamped(&targets, options, &mut warnings);
     warnings.extend(missed(&targets, options));
+    warnings.extend(unreached(&targets, options));
     warnings.extend(replaced(&targets));
     if let Some(first) = pairs.only_in_base.first() {
         let count = plural(pairs.only_in_base.len() as u64, "tensor");
         let message =
-            format!("{count} of the base are not in the tuned checkpoint, the first {first:?}; no adapter takes them out");
+            format!("the tuned checkpoint lacks {count} of the base, the first {first:?}; no adapter takes a tensor out");
         warnings.push(Diagnostic::new(rules::EVERY_TARGET, message).file(tuned.path()));
     }
     let identity = BaseIdentity {
@@ -165,7 +166,13 @@ pub fn extract(
 
 fn pair(base: Option<&Checkpoint>, tuned: &Checkpoint, options: &ExtractOptions) -> Result<Pairs> {
     let compiled = |pattern: &Option<String>| -> Result<Option<Regex>> {
-        let bad = |text: &str, e: regex::Error| Error::new(rules::ARGUMENT, format!("{text:?} is no regular expression: {e}"));
+        let bad = |text: &str, e: regex::Error| {
+            // Its last line says why; those before draw an arrow.
+            let e = e.to_string();
+            let why = e.lines().last().unwrap_or_default().trim_start_matches("error: ");
+            Error::new(rules::ARGUMENT, format!("{text:?} is no regular expression: {why}"))
+                .help("a dot is \\. and any text is .*")
+        };
         pattern.as_ref().map(|text| Regex::new(text).map_err(|e| bad(text, e))).transpose()
     };
     let (targets, exclude) = (compiled(&options.targets)?, compiled(&options.exclude)?);
@@ -257,7 +264,7 @@ impl Sums {
 fn nothing(tuned: &Checkpoint, unchanged: u64, omitted: &[OmittedTarget], changed: &[Changed]) -> Error {
     let (message, help) = match (omitted.first(), changed.is_empty()) {
         (None, true) => (
-            format!("the checkpoints are the same: {} are equal", plural(unchanged, "tensor")),
+            format!("the checkpoints are the same in {}", plural(unchanged, "tensor")),
             "give the tuned checkpoint with --tuned and the one that it comes from with --base",
         ),
         (None, false) => (
@@ -303,12 +310,8 @@ fn replaced(targets: &[ExtractedTarget]) -> Option<Diagnostic> {
 
 /// Says where a promise of the rule was not kept: by the highest rank that is allowed, or by the rounding of the factors.
 fn missed(targets: &[ExtractedTarget], options: &ExtractOptions) -> Option<Diagnostic> {
-    let allowed = match options.rank {
-        RankRule::Error(share) => share,
-        RankRule::Energy(share) => (1.0 - share).max(0.0).sqrt(),
-        _ => return None,
-    };
-    let over = |target: &&ExtractedTarget| target.weighted_error.unwrap_or(target.error) > allowed * (1.0 + 1e-3) + 1e-6;
+    let allowed = options.rank.allowed()?;
+    let over = |target: &&ExtractedTarget| is_over(target.weighted_error.unwrap_or(target.error), allowed);
     let worse: Vec<&ExtractedTarget> = targets.iter().filter(over).collect();
     let first = worse.first()?;
     let (by, help) = match first.rank == options.max_rank {
@@ -316,7 +319,7 @@ fn missed(targets: &[ExtractedTarget], options: &ExtractOptions) -> Option<Diagn
         false => ("the rounding of the factors", "store them with --dtype f32, or ask for less"),
     };
     let message = format!(
-        "{} are further off than {allowed} because of {by}, the first {:?} by {:.4} at rank {}",
+        "more than {allowed} is lost of {} because of {by}, the first {:?} with {:.4} at rank {}",
         plural(worse.len() as u64, "target"),
         first.tensor,
         first.weighted_error.unwrap_or(first.error),
@@ -325,13 +328,27 @@ fn missed(targets: &[ExtractedTarget], options: &ExtractOptions) -> Option<Diagn
     Some(Diagnostic::new(rules::RANK_LIMIT, message).tensor(&first.tensor).help(help))
 }
 
+/// Says where the iteration was given up before the tolerance, because the matrix is too large for an exact decomposition unasked.
+fn unreached(targets: &[ExtractedTarget], options: &ExtractOptions) -> Option<Diagnostic> {
+    let above: Vec<&ExtractedTarget> = targets.iter().filter(|target| target.excess > options.tolerance).collect();
+    let first = above.first()?;
+    let message = format!(
+        "the tolerance of {} was not reached for {}, the first {:?} with an excess of about {:.4}",
+        options.tolerance,
+        plural(above.len() as u64, "target"),
+        first.tensor,
+        first.excess
+    );
+    Some(Diagnostic::new(rules::DECOMPOSED, message).tensor(&first.tensor).help("--method exact takes it apart whole, in f64"))
+}
+
 /// Says where the rank is less than what was asked for.
 fn clamped(targets: &[ExtractedTarget], options: &ExtractOptions, warnings: &mut Vec<Diagnostic>) {
     let RankRule::Fixed(rank) = options.rank else { return };
     let less: Vec<&ExtractedTarget> = targets.iter().filter(|target| target.rank < rank).collect();
     let Some(first) = less.first() else { return };
     let message = format!(
-        "{} have a lower rank than {rank}: all that there is in them ({:?} has {})",
+        "the rank of {} is lower than {rank}, which is all that there is ({:?} has {})",
         plural(less.len() as u64, "target"),
         first.tensor,
         first.rank

@@ -14,7 +14,7 @@ use crate::tensor::Dtype;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Method {
-    /// Block Krylov iteration; the exact decomposition where that does not pay, or does not reach the tolerance (default).
+    /// Block Krylov iteration; the exact decomposition where that does not pay or, up to 2²⁵ values, does not reach the tolerance (default).
     Auto,
     /// The whole singular value decomposition in f64, which holds a matrix several times.
     Exact,

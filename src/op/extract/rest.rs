@@ -138,7 +138,7 @@ fn refused(unasked: &[&Changed], share: &dyn Fn(&Changed) -> Option<f64>, policy
     worst.sort_by(|x, y| share(y).unwrap_or(f64::INFINITY).total_cmp(&share(x).unwrap_or(f64::INFINITY)));
     let names: Vec<String> = worst.iter().take(3).map(|one| format!("{:?} ({})", one.rest.tensor, one.rest.why.name())).collect();
     let more = if worst.len() > 3 { format!(" and {} more", worst.len() - 3) } else { String::new() };
-    let with = if sum > 0.0 { format!(", with {:.3} % of the change", 100.0 * sum) } else { String::new() };
+    let with = if sum > 0.0 { format!(", with {:.3} % of the square of the change", 100.0 * sum) } else { String::new() };
     let count = plural(unasked.len() as u64, "changed tensor");
     let message = format!("{count} would be left out{with}: {}{more}", names.join(", "));
     let help = "--rest store keeps them whole beside the factors, --rest skip leaves them out";

@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::crew;
 use super::digests::{content, verify};
-use super::rank::{RankRule, Share, divide};
+use super::rank::{RankRule, Share, divide, is_over};
 use super::spool::Spool;
 use super::write;
 use crate::adapter::{Adapter, Factor, Lineage, LineageInput, Target};
@@ -83,12 +83,27 @@ pub fn resize(adapter: &Adapter, output: &Path, options: &ResizeOptions, progres
         parameters_before: adapter.parameters(),
         parameters: made.parameters(),
         room: options.loader.and_then(|_| room(highest)),
+        warnings: made.warnings().iter().chain(&rounded(&resized, options)).map(Note::from).collect(),
         targets: resized.into_iter().map(|r| r.report).collect(),
         bytes: written.bytes,
         content: written.content,
         losses: written.losses.iter().map(Note::from).collect(),
-        warnings: made.warnings().iter().map(Note::from).collect(),
     })
+}
+
+/// Says where the rounding of the factors has broken the promise of the rule.
+fn rounded(resized: &[Resized], options: &ResizeOptions) -> Option<Diagnostic> {
+    let allowed = options.rank.allowed()?;
+    let over: Vec<&Resized> = resized.iter().filter(|one| is_over(one.report.error, allowed)).collect();
+    let first = &over.first()?.report;
+    let message = format!(
+        "more than {allowed} is lost of {} because of the rounding of the factors, the first {:?} with {:.4} at rank {}",
+        plural(over.len() as u64, "target"),
+        first.tensor,
+        first.error,
+        first.rank
+    );
+    Some(Diagnostic::new(rules::RANK_LIMIT, message).tensor(&first.tensor).help("store them with --dtype f32, or ask for less"))
 }
 
 /// The rank of every target.

@@ -17,13 +17,13 @@ use super::sweep::{backward, forward};
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,popcnt")]
 fn forward_avx2(rows: Rows<'_>, x: &[f32], y: &mut [f32]) {
-    forward::<__m256, 4, 2>(rows, x, y);
+    forward::<__m256, 6, 2>(rows, x, y);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,popcnt")]
 fn backward_avx2(rows: Rows<'_>, y: &[f32], z: &mut [f32]) {
-    backward::<__m256, 4, 2>(rows, y, z);
+    backward::<__m256, 6, 2>(rows, y, z);
 }
 
 #[cfg(target_arch = "x86_64")]

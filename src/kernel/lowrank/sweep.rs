@@ -109,6 +109,10 @@ pub(super) fn forward<V: Vector, const ROWS: usize, const K: usize>(rows: Rows<'
                 forward_block::<V, ROWS, K>(rows, row, (at, end), panel, x, y);
                 row += ROWS;
             }
+            while row + 4 <= rows.count() {
+                forward_block::<V, 4, K>(rows, row, (at, end), panel, x, y);
+                row += 4;
+            }
             while row < rows.count() {
                 forward_block::<V, 1, K>(rows, row, (at, end), panel, x, y);
                 row += 1;
@@ -158,6 +162,10 @@ pub(super) fn backward<V: Vector, const ROWS: usize, const K: usize>(rows: Rows<
             while row + ROWS <= rows.count() {
                 backward_block::<V, ROWS, K>(rows, row, (at, end), panel, y, z);
                 row += ROWS;
+            }
+            while row + 4 <= rows.count() {
+                backward_block::<V, 4, K>(rows, row, (at, end), panel, y, z);
+                row += 4;
             }
             while row < rows.count() {
                 backward_block::<V, 1, K>(rows, row, (at, end), panel, y, z);

@@ -108,20 +108,25 @@ impl Pair {
     }
 
     fn named(tensor: &str, rows: usize, cols: usize, change: &[f64], dtype: Dtype) -> Pair {
+        Pair::mixed(tensor, rows, cols, change, [dtype; 2])
+    }
+
+    /// The dtypes are those of the base and of the tuned checkpoint.
+    fn mixed(tensor: &str, rows: usize, cols: usize, change: &[f64], dtypes: [Dtype; 2]) -> Pair {
         let base: Vec<f64> = noise(rows * cols, 5).map(|x| 0.02 * x).collect();
-        let base = loaded(&stored(&base, dtype), dtype);
+        let base = loaded(&stored(&base, dtypes[0]), dtypes[0]);
         let tuned: Vec<f64> = base.iter().zip(change).map(|(w, d)| w + d).collect();
-        let tuned = loaded(&stored(&tuned, dtype), dtype);
+        let tuned = loaded(&stored(&tuned, dtypes[1]), dtypes[1]);
         let folder = tempfile::tempdir().unwrap();
         let dims = [rows as u64, cols as u64];
-        let put = |name: &str, values: &[f64]| {
+        let put = |name: &str, values: &[f64], dtype: Dtype| {
             let path = folder.path().join(name);
             // With an output head of its own, an embedding is not tied to one.
             let head = stored(&vec![0.0; rows * cols], dtype);
             file(&path, &[(tensor, &dims, dtype, stored(values, dtype)), ("lm_head.weight", &dims, dtype, head)]);
             open_checkpoint(path).unwrap()
         };
-        let (before, after) = (put("base.safetensors", &base), put("tuned.safetensors", &tuned));
+        let (before, after) = (put("base.safetensors", &base, dtypes[0]), put("tuned.safetensors", &tuned, dtypes[1]));
         let d = tuned.iter().zip(&base).map(|(t, w)| t - w).collect();
         Pair { folder, base: before, tuned: after, d, rows, cols }
     }
@@ -289,6 +294,62 @@ fn the_rank_follows_the_rule() {
     assert_eq!(report.targets[0].rank, 7);
 }
 
+/// A base in one dtype and a tuned checkpoint in another: what is decomposed is the difference of the stored values, rounding and all.
+#[test]
+fn the_dtypes_of_a_pair_may_differ() {
+    let (rows, cols) = (180, 140);
+    let values: Vec<f64> = (1..=60).map(|i| 0.8f64.powi(i)).collect();
+    let change = with_values(rows, cols, &values);
+    for dtypes in [
+        [Dtype::BF16, Dtype::F32],
+        [Dtype::F32, Dtype::BF16],
+        [Dtype::F16, Dtype::BF16],
+        [Dtype::F64, Dtype::F16],
+        [Dtype::BF16, Dtype::F64],
+    ] {
+        let pair = Pair::mixed(Q, rows, cols, &change, dtypes);
+        let (report, out) = pair.extract(&fixed(8));
+        let values = DMatrix::from_row_slice(rows, cols, &pair.d).singular_values();
+        let best = (values.iter().skip(8).map(|v| v * v).sum::<f64>() / values.norm_squared()).sqrt();
+        let error = pair.error(&out);
+        assert!(error / best < 1.001, "{dtypes:?}: {error} for {best}");
+        assert!((report.error / error - 1.0).abs() < 1e-3, "{dtypes:?}: {} stated, {error} found", report.error);
+    }
+}
+
+/// A budget goes where a value of a factor buys most, over targets of different shapes and sizes.
+#[test]
+fn a_budget_is_divided_over_all_targets() {
+    let shapes = [(60usize, 40usize, 1.0), (40, 40, 0.5), (120, 40, 1.2)];
+    let folder = tempfile::tempdir().unwrap();
+    let name = |i: usize| format!("model.layers.{i}.self_attn.q_proj.weight");
+    let (mut base, mut tuned, mut gains) = (Vec::new(), Vec::new(), Vec::new());
+    for (i, (rows, cols, size)) in shapes.into_iter().enumerate() {
+        let values: Vec<f64> = (1..=20).map(|k| size * (0.7 + 0.07 * i as f64).powi(k)).collect();
+        gains.extend(values.iter().map(|v| (v * v / (rows + cols) as f64, i)));
+        let dims = [rows as u64, cols as u64];
+        base.push((name(i), dims, stored(&vec![0.0; rows * cols], Dtype::F64)));
+        tuned.push((name(i), dims, stored(&with_values(rows, cols, &values), Dtype::F64)));
+    }
+    for (side, tensors) in [("base.safetensors", base), ("tuned.safetensors", tuned)] {
+        let views: Vec<(&str, &[u64], Dtype, Vec<u8>)> =
+            tensors.iter().map(|(name, dims, bytes)| (name.as_str(), &dims[..], Dtype::F64, bytes.clone())).collect();
+        file(&folder.path().join(side), &views);
+    }
+    let open = |side: &str| open_checkpoint(folder.path().join(side)).unwrap();
+    gains.sort_by(|x, y| y.0.total_cmp(&x.0));
+    for count in [1, 4, 11, 25] {
+        let mut ranks = [0; 3];
+        gains[..count].iter().for_each(|(_, i)| ranks[*i] += 1);
+        let budget = (0..3).map(|i| ranks[i] * (shapes[i].0 + shapes[i].1) as u64).sum();
+        let out = folder.path().join(format!("adapter-{count}"));
+        let options = options(RankRule::Parameters(budget));
+        let report = extract(Some(&open("base.safetensors")), &open("tuned.safetensors"), &out, &options, &()).unwrap();
+        let found = |i: usize| report.targets.iter().find(|target| target.tensor == name(i)).map_or(0, |target| target.rank);
+        assert_eq!(([found(0), found(1), found(2)], report.parameters), (ranks, budget), "{count} components");
+    }
+}
+
 /// A rank beyond what is there: what is there, and a warning (catalogue row A27).
 #[test]
 fn a_rank_that_is_too_high_is_what_there_is() {
@@ -321,6 +382,27 @@ fn the_rank_that_was_planted_is_found_in_bf16() {
         let error = extract(Some(&pair.base), &pair.tuned, &out, &options(RankRule::Auto), &()).unwrap_err();
         assert_eq!((error.diagnostics()[0].rule().id, error.class().exit_code()), ("U-008", 1));
         assert!(error.to_string().contains("unrecoverable"), "{error}");
+    }
+}
+
+/// In F16, whose steps are eight times as fine, and in an embedding, whose factors lie the other way round.
+#[test]
+fn the_rank_that_was_planted_is_found_in_f16_and_in_an_embedding() {
+    let (rows, cols) = (768, 512);
+    let w = 0.02 * ((rows * cols) as f64).sqrt();
+    let values: Vec<f64> = (0..8).map(|i| (-f64::from(i) / 4.0).exp()).collect();
+    let norm = values.iter().map(|v| v * v).sum::<f64>().sqrt();
+    let change = |rho: f64| with_random(rows, cols, &values.iter().map(|v| v * rho * w / norm).collect::<Vec<f64>>());
+    for (tensor, dtype, finer) in
+        [(Q, Dtype::F16, 8.0), ("model.embed_tokens.weight", Dtype::BF16, 1.0), ("model.embed_tokens.weight", Dtype::F16, 8.0)]
+    {
+        let pair = Pair::named(tensor, rows, cols, &change(0.02 / finer), dtype);
+        let found = pair.extract(&options(RankRule::Auto)).0.targets[0].rank;
+        assert!((7..=9).contains(&found), "{tensor} in {dtype}: {found}");
+        let pair = Pair::named(tensor, rows, cols, &change(3e-4 / finer), dtype);
+        let out = pair.folder.path().join("adapter");
+        let error = extract(Some(&pair.base), &pair.tuned, &out, &options(RankRule::Auto), &()).unwrap_err();
+        assert_eq!(error.diagnostics()[0].rule().id, "U-008", "{tensor} in {dtype}: {error}");
     }
 }
 

@@ -23,7 +23,7 @@ fn forward_avx2(rows: Rows<'_>, x: &[f32], y: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,popcnt")]
 fn backward_avx2(rows: Rows<'_>, y: &[f32], z: &mut [f32]) {
-    backward::<__m256, 6, 2>(rows, y, z);
+    backward::<__m256, 6, 2, 1>(rows, y, z);
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -35,7 +35,7 @@ fn forward_avx512(rows: Rows<'_>, x: &[f32], y: &mut [f32]) {
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,popcnt,avx512f,avx512bw,avx512dq,avx512vl")]
 fn backward_avx512(rows: Rows<'_>, y: &[f32], z: &mut [f32]) {
-    if rows.width.is_multiple_of(32) { backward::<__m512, 8, 2>(rows, y, z) } else { backward::<__m512, 16, 1>(rows, y, z) }
+    if rows.width.is_multiple_of(32) { backward::<__m512, 8, 2, 4>(rows, y, z) } else { backward::<__m512, 16, 1, 4>(rows, y, z) }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -92,7 +92,7 @@ pub(crate) fn add_transposed_times(isa: Isa, rows: Rows<'_>, y: &[f32], z: &mut 
     match isa {
         Isa::Portable => backward_plain(rows, y, z),
         #[cfg(target_arch = "aarch64")]
-        Isa::Neon => backward::<float32x4_t, 4, 4>(rows, y, z),
+        Isa::Neon => backward::<float32x4_t, 4, 4, 2>(rows, y, z),
         // SAFETY: the assertion in `check` says that this machine has AVX2 and FMA.
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => unsafe { backward_avx2(rows, y, z) },

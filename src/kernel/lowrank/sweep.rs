@@ -85,16 +85,22 @@ fn registers<V: Vector, const K: usize>(from: &[f32]) -> [V; K] {
     registers
 }
 
-/// Columns `at..end` of the rows from `row` on.
+/// Values of a row in [`Packed`]: an odd number of cache lines, so that rows lie in different sets of the first cache.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+const PITCH: usize = COLS + 16;
+
+/// Some columns of a few rows of D, copied from rows that lie a power of two apart, as they often do: they would push each other out of the
+/// first cache.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+type Packed<const ROWS: usize> = [[f32; PITCH]; ROWS];
+
+/// Columns `at..end` of the rows from `row` on, into `packed`.
 #[inline(always)]
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn parts<'a, const ROWS: usize>(rows: Rows<'a>, row: usize, at: usize, end: usize) -> [&'a [f32]; ROWS] {
-    let mut parts = [&rows.d[..0]; ROWS];
-    for (r, part) in parts.iter_mut().enumerate() {
-        *part = &rows.d[(row + r) * rows.cols..][at..end];
-        assert!(part.len() == end - at);
+fn pack<const ROWS: usize>(rows: Rows<'_>, row: usize, at: usize, end: usize, packed: &mut Packed<ROWS>) {
+    for (r, packed) in packed.iter_mut().enumerate() {
+        packed[..end - at].copy_from_slice(rows.part(row + r, at, end));
     }
-    parts
 }
 
 /// [`forward_plain`] with fused operations, `ROWS` rows and `K` registers at a time.
@@ -102,19 +108,20 @@ fn parts<'a, const ROWS: usize>(rows: Rows<'a>, row: usize, at: usize, end: usiz
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 pub(super) fn forward<V: Vector, const ROWS: usize, const K: usize>(rows: Rows<'_>, x: &[f32], y: &mut [f32]) {
     y.fill(0.0);
+    let (mut most, mut some, mut one) = ([[0.0; PITCH]; ROWS], [[0.0; PITCH]; 4], [[0.0; PITCH]; 1]);
     for (at, end) in rows.blocks() {
         for panel in (0..rows.width).step_by(K * V::LANES) {
             let mut row = 0;
             while row + ROWS <= rows.count() {
-                forward_block::<V, ROWS, K>(rows, row, (at, end), panel, x, y);
+                forward_block::<V, ROWS, K>(rows, row, (at, end), panel, x, y, &mut most);
                 row += ROWS;
             }
             while row + 4 <= rows.count() {
-                forward_block::<V, 4, K>(rows, row, (at, end), panel, x, y);
+                forward_block::<V, 4, K>(rows, row, (at, end), panel, x, y, &mut some);
                 row += 4;
             }
             while row < rows.count() {
-                forward_block::<V, 1, K>(rows, row, (at, end), panel, x, y);
+                forward_block::<V, 1, K>(rows, row, (at, end), panel, x, y, &mut one);
                 row += 1;
             }
         }
@@ -130,9 +137,10 @@ fn forward_block<V: Vector, const ROWS: usize, const K: usize>(
     panel: usize,
     x: &[f32],
     y: &mut [f32],
+    d: &mut Packed<ROWS>,
 ) {
     let width = rows.width;
-    let d = parts::<ROWS>(rows, row, at, end);
+    pack(rows, row, at, end, d);
     let mut sums = [[V::splat(0.0); K]; ROWS];
     for j in 0..end - at {
         let x = &x[(at + j) * width + panel..][..K * V::LANES];
@@ -152,23 +160,29 @@ fn forward_block<V: Vector, const ROWS: usize, const K: usize>(
     }
 }
 
-/// [`backward_plain`] with fused operations, `ROWS` rows and `K` registers at a time.
+/// [`backward_plain`] with fused operations, `ROWS` rows, `K` registers and `COLUMNS` columns of D at a time: a sum over rows is one chain of
+/// operations that wait for each other, and several chains fill the time.
 #[inline(always)]
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-pub(super) fn backward<V: Vector, const ROWS: usize, const K: usize>(rows: Rows<'_>, y: &[f32], z: &mut [f32]) {
+pub(super) fn backward<V: Vector, const ROWS: usize, const K: usize, const COLUMNS: usize>(
+    rows: Rows<'_>,
+    y: &[f32],
+    z: &mut [f32],
+) {
+    let (mut most, mut some, mut one) = ([[0.0; PITCH]; ROWS], [[0.0; PITCH]; 4], [[0.0; PITCH]; 1]);
     for (at, end) in rows.blocks() {
         for panel in (0..rows.width).step_by(K * V::LANES) {
             let mut row = 0;
             while row + ROWS <= rows.count() {
-                backward_block::<V, ROWS, K>(rows, row, (at, end), panel, y, z);
+                backward_block::<V, ROWS, K, COLUMNS>(rows, row, (at, end), panel, y, z, &mut most);
                 row += ROWS;
             }
             while row + 4 <= rows.count() {
-                backward_block::<V, 4, K>(rows, row, (at, end), panel, y, z);
+                backward_block::<V, 4, K, COLUMNS>(rows, row, (at, end), panel, y, z, &mut some);
                 row += 4;
             }
             while row < rows.count() {
-                backward_block::<V, 1, K>(rows, row, (at, end), panel, y, z);
+                backward_block::<V, 1, K, COLUMNS>(rows, row, (at, end), panel, y, z, &mut one);
                 row += 1;
             }
         }
@@ -177,31 +191,57 @@ pub(super) fn backward<V: Vector, const ROWS: usize, const K: usize>(rows: Rows<
 
 #[inline(always)]
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-fn backward_block<V: Vector, const ROWS: usize, const K: usize>(
+fn backward_block<V: Vector, const ROWS: usize, const K: usize, const COLUMNS: usize>(
     rows: Rows<'_>,
     row: usize,
     (at, end): (usize, usize),
     panel: usize,
     y: &[f32],
     z: &mut [f32],
+    d: &mut Packed<ROWS>,
 ) {
     let width = rows.width;
-    let d = parts::<ROWS>(rows, row, at, end);
+    pack(rows, row, at, end, d);
     let mut left = [[V::splat(0.0); K]; ROWS];
     for r in 0..ROWS {
         left[r] = registers(&y[(row + r) * width + panel..]);
     }
-    for j in 0..end - at {
-        let z = &mut z[(at + j) * width + panel..][..K * V::LANES];
-        let mut sums = registers::<V, K>(z);
-        for r in 0..ROWS {
-            let value = V::splat(d[r][j]);
+    let z = &mut z[at * width + panel..];
+    let mut j = 0;
+    while j + COLUMNS <= end - at {
+        backward_columns::<V, ROWS, K, COLUMNS>(d, &left, j, width, z);
+        j += COLUMNS;
+    }
+    while j < end - at {
+        backward_columns::<V, ROWS, K, 1>(d, &left, j, width, z);
+        j += 1;
+    }
+}
+
+#[inline(always)]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+fn backward_columns<V: Vector, const ROWS: usize, const K: usize, const COLUMNS: usize>(
+    d: &Packed<ROWS>,
+    left: &[[V; K]; ROWS],
+    j: usize,
+    width: usize,
+    z: &mut [f32],
+) {
+    let mut sums = [[V::splat(0.0); K]; COLUMNS];
+    for c in 0..COLUMNS {
+        sums[c] = registers::<V, K>(&z[(j + c) * width..]);
+    }
+    for r in 0..ROWS {
+        for c in 0..COLUMNS {
+            let value = V::splat(d[r][j + c]);
             for k in 0..K {
-                sums[k] = V::add_product(sums[k], value, left[r][k]);
+                sums[c][k] = V::add_product(sums[c][k], value, left[r][k]);
             }
         }
+    }
+    for c in 0..COLUMNS {
         for k in 0..K {
-            V::store(sums[k], &mut z[k * V::LANES..]);
+            V::store(sums[c][k], &mut z[(j + c) * width + k * V::LANES..]);
         }
     }
 }

@@ -11,8 +11,8 @@ use super::output;
 use super::render::{self, escape, json};
 use super::signals::Signals;
 use crate::report::{
-    BakeReport, ConvertReport, DigestReport, ExtractReport, InspectReport, MergeEachReport, MergeReport, Note, RecoverReport,
-    ResizeReport, SpectrumReport, UnmergeReport, ValidateReport, VerifyReport,
+    BakeReport, CombineReport, ConvertReport, DigestReport, ExtractReport, InspectReport, MergeEachReport, MergeReport, Note,
+    RecoverReport, ResizeReport, SpectrumReport, UnmergeReport, ValidateReport, VerifyReport,
 };
 use crate::{Class, Error, Renaming};
 
@@ -61,6 +61,7 @@ pub(super) enum Found {
     Convert(ConvertReport),
     Extract(ExtractReport),
     Resize(ResizeReport),
+    Combine(CombineReport),
     Recover(RecoverReport),
     Unmerge(UnmergeReport),
     Verify(Verified),
@@ -123,6 +124,7 @@ impl Found {
             Found::Unmerge(report) => report.warnings.iter().collect(),
             Found::Bake(report) => report.warnings.iter().collect(),
             Found::Resize(report) => report.warnings.iter().collect(),
+            Found::Combine(report) => report.warnings.iter().collect(),
             Found::Extract(report) => report.warnings.iter().collect(),
             Found::Convert(report) => report.warnings.iter().collect(),
             Found::Recover(_) => Vec::new(),

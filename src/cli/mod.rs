@@ -40,7 +40,7 @@ fn run_typed(typed: &[OsString]) -> u8 {
     let verb = cli.verb.name();
     let signals = Signals::watch(cli.verb.on_signal());
     let finished = match job::resolve(cli.verb) {
-        Ok(job) => run::run(&job, &signals, style.shows_progress()),
+        Ok(job) => run::run(&job, &signals, style),
         Err(error) => Finished::failed(error),
     };
     finish::present(verb, &finished, style, &signals)

@@ -2,28 +2,31 @@
 
 use std::path::Path;
 
-use super::finish::{Finished, Fit, Found, Inspected, Verified};
+use super::finish::{Finished, Fit, Found, Inspected, Style, Verified};
 use super::job::{
-    BakeJob, ConvertJob, ExtractJob, InspectJob, Job, MergeJob, RecoverJob, ResizeJob, UnmergeJob, ValidateJob, VerifyJob,
+    BakeJob, CombineJob, ConvertJob, ExtractJob, InspectJob, Job, MergeJob, RecoverJob, ResizeJob, UnmergeJob, ValidateJob,
+    VerifyJob,
 };
+use super::output;
 use super::progress::Watch;
-use super::render::plot;
+use super::render::{self, plot};
 use super::signals::Signals;
 use super::sniff::{self, Kind};
 use crate::report::{
-    BakeReport, ConvertReport, DigestReport, ExtractReport, InspectReport, MergeEachReport, MergeReport, Note, RecoverReport,
-    ResizeReport, SpectrumReport, UnmergeReport, ValidateReport, VerifyReport,
+    BakeReport, CombineReport, ConvertReport, DigestReport, ExtractReport, InspectReport, MergeEachReport, MergeReport, Note,
+    RecoverReport, ResizeReport, SpectrumReport, UnmergeReport, ValidateReport, VerifyReport,
 };
 use crate::{
-    Adapter, BindOptions, Binding, Checkpoint, ConvertOptions, Error, ExecOptions, OpenOptions, Plan, Result, TensorSource,
-    Weighted, bake, check_loaders, convert, dry_run, dry_run_each, dry_run_in_place, extract, inspect_adapter,
+    Adapter, BindOptions, Binding, Checkpoint, Combination, ConvertOptions, Error, ExecOptions, OpenOptions, Plan, Result,
+    TensorSource, Weighted, bake, check_loaders, convert, dry_run, dry_run_each, dry_run_in_place, extract, inspect_adapter,
     inspect_checkpoint, merge, merge_each, merge_in_place, open_adapter_with, open_checkpoint_with, recompute_residual, recover,
     resize, rules, spectrum, unmerge_by_log, unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify,
     verify_digests,
 };
 
 /// Carries out `job`.
-pub(super) fn run(job: &Job, signals: &Signals, show_progress: bool) -> Finished {
+pub(super) fn run(job: &Job, signals: &Signals, style: Style) -> Finished {
+    let show_progress = style.shows_progress();
     let found = match job {
         Job::Inspect(job) => return run_inspect(job, signals, show_progress),
         Job::Validate(job) => return run_validate(job),
@@ -35,6 +38,7 @@ pub(super) fn run(job: &Job, signals: &Signals, show_progress: bool) -> Finished
         Job::Bake(job) => run_bake(job, signals, show_progress).map(Found::Bake),
         Job::Extract(job) => run_extract(job, signals, show_progress).map(Found::Extract),
         Job::Resize(job) => run_resize(job, signals, show_progress).map(Found::Resize),
+        Job::Combine(job) => run_combine(job, signals, style).map(Found::Combine),
         Job::Convert(job) => run_convert(job, signals, show_progress).map(Found::Convert),
     };
     found.map_or_else(Finished::failed, Finished::found)
@@ -286,6 +290,25 @@ fn run_extract(job: &ExtractJob, signals: &Signals, show_progress: bool) -> Resu
 fn run_resize(job: &ResizeJob, signals: &Signals, show_progress: bool) -> Result<ResizeReport> {
     let adapter = open_adapter_with(&job.source, &job.open)?;
     resize(&adapter, &job.output, &job.options, &Watch::start(signals, "resizing", 0, show_progress))
+}
+
+/// What the result is off by is said before it is written.
+fn run_combine(job: &CombineJob, signals: &Signals, style: Style) -> Result<CombineReport> {
+    let (_, adapters) =
+        opened(Ok(None::<Checkpoint>), job.adapters.iter().map(|(path, _)| open_adapter_with(path, &job.open)).collect())?;
+    let adapters = weighted(&adapters, &job.adapters);
+    let show_progress = style.shows_progress();
+    let beside = job.output.as_deref().unwrap_or(Path::new("combination"));
+    let options = &job.options;
+    job.output.as_ref().map(|output| Combination::check_output(&adapters, output, options)).transpose()?;
+    let watch = Watch::start(signals, "summing", 0, show_progress);
+    let combination = Combination::new(&adapters, beside, options, &watch)?;
+    drop(watch);
+    let Some(output) = &job.output else { return Ok(combination.report().clone()) };
+    if !style.json && !style.quiet && combination.report().error > 0.0 {
+        output::eprint(&render::before_writing(combination.report()));
+    }
+    combination.write(output, options.to, options.overwrite, &Watch::start(signals, "writing", 0, show_progress))
 }
 
 fn weighted<'a>(adapters: &'a [Adapter], typed: &[(std::path::PathBuf, f64)]) -> Vec<Weighted<'a>> {

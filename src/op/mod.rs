@@ -2,6 +2,7 @@
 
 mod account;
 mod bake;
+mod combine;
 mod companions;
 mod convert;
 mod crew;
@@ -33,6 +34,7 @@ mod verify;
 mod write;
 
 pub use bake::{BakeOptions, bake};
+pub use combine::{Combination, CombineMethod, CombineOptions, LayerWeight, PartsPolicy, combine};
 pub use convert::{ConvertOptions, ConvertTo, convert};
 pub use delta::{delta_rows, merge_tensor};
 pub use extract::{ActStats, ExtractOptions, Method, RestPolicy, Split, extract};

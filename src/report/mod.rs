@@ -2,6 +2,7 @@
 //! form is a documented protocol (`docs/json.md`): members are added, never renamed or removed, within one schema number.
 
 mod bake;
+mod combine;
 mod convert;
 mod extract;
 mod inspect;
@@ -16,6 +17,7 @@ mod validate;
 mod verify;
 
 pub use bake::{BakeReport, WorstTarget};
+pub use combine::{CombineReport, CombinedAdapter, CombinedTarget};
 pub use convert::ConvertReport;
 pub use extract::{ExtractReport, ExtractedTarget, OmittedTarget, RestTensor};
 pub use inspect::{

@@ -1,6 +1,7 @@
 //! The arguments as they are typed: no file is looked at here. Numbers stay strings where the message for a bad one matters, and are
 //! read in [`super::job`].
 
+mod combine;
 mod extract;
 mod resize;
 
@@ -14,10 +15,11 @@ use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 use super::signals::OnSignal;
 use crate::Loader;
 
+pub(super) use combine::{CombineArgs, CombineMethodArg, PartsArg};
 pub(super) use extract::{ExtractArgs, FactorDtype, MethodArg, RestArg, SplitArg};
 pub(super) use resize::ResizeArgs;
 
-/// Inspect, validate, merge, verify, extract and convert LoRA adapters: exactly, or refused by name.
+/// Inspect, validate, merge, verify, extract, combine and convert LoRA adapters: exactly, or refused by name.
 #[derive(Debug, Parser)]
 #[command(name = "loratool", version, color = ColorChoice::Never, max_term_width = 80, arg_required_else_help = true)]
 #[command(subcommand_required = true, propagate_version = false, after_help = MAIN_EXAMPLES)]
@@ -39,6 +41,7 @@ Examples:
   loratool bake ./adapter -o ./plain
   loratool extract --base ./model --tuned ./tuned --rank 16 -o ./adapter
   loratool resize ./adapter --rank 8 -o ./small
+  loratool combine ./a:0.7 ./b:-0.3 -o ./ab
 
 Exit codes:
   0 done             4 files do not fit together   7 a limit is reached
@@ -70,6 +73,7 @@ pub(super) enum Verb {
     Bake(BakeArgs),
     Extract(Box<ExtractArgs>),
     Resize(Box<ResizeArgs>),
+    Combine(Box<CombineArgs>),
 }
 
 impl Verb {
@@ -86,6 +90,7 @@ impl Verb {
             Verb::Bake(_) => "bake",
             Verb::Extract(_) => "extract",
             Verb::Resize(_) => "resize",
+            Verb::Combine(_) => "combine",
         }
     }
 
@@ -99,7 +104,8 @@ impl Verb {
             | Verb::Convert(_)
             | Verb::Bake(_)
             | Verb::Extract(_)
-            | Verb::Resize(_) => OnSignal::CleanUp,
+            | Verb::Resize(_)
+            | Verb::Combine(_) => OnSignal::CleanUp,
         }
     }
 }

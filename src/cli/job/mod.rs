@@ -1,6 +1,7 @@
 //! From the arguments as typed to what is to be done: numbers read, pairs split, the library's options filled in. Everything that can
 //! be refused without opening a model is refused here.
 
+mod combine;
 mod extract;
 mod resize;
 
@@ -22,6 +23,7 @@ use crate::{
     OpenOptions, Orientation, OutputOptions, Overwrite, ReadMode, RecoverOptions, Result, Rounding, Values, VerifyOptions, rules,
 };
 
+pub(super) use combine::CombineJob;
 pub(super) use extract::ExtractJob;
 pub(super) use resize::ResizeJob;
 
@@ -38,6 +40,7 @@ pub(super) enum Job {
     Bake(BakeJob),
     Extract(ExtractJob),
     Resize(ResizeJob),
+    Combine(CombineJob),
 }
 
 #[derive(Debug)]
@@ -154,6 +157,7 @@ pub(super) fn resolve(verb: Verb) -> Result<Job> {
         Verb::Convert(args) => Job::Convert(convert(args)?),
         Verb::Extract(args) => Job::Extract(extract::extract(*args)?),
         Verb::Resize(args) => Job::Resize(resize::resize(*args)?),
+        Verb::Combine(args) => Job::Combine(combine::combine(*args)?),
         Verb::Bake(args) => Job::Bake(bake(args)?),
     })
 }

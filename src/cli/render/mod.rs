@@ -2,6 +2,7 @@
 //! names in it allow, and whatever comes from a file is escaped on the way.
 
 mod bake;
+mod combine;
 mod convert;
 pub(super) mod escape;
 mod extract;
@@ -23,6 +24,7 @@ mod verify;
 
 use super::finish::Found;
 
+pub(super) use combine::before_writing;
 use figure::plural;
 pub(super) use note::{bug, error, warnings};
 
@@ -36,6 +38,7 @@ pub(super) fn report(found: &Found) -> String {
         Found::Digests(report) => verify::digests(report),
         Found::Bake(report) => bake::text(report),
         Found::Resize(report) => resize::text(report),
+        Found::Combine(report) => combine::text(report),
         Found::Extract(report) => extract::text(report),
         Found::Convert(report) => convert::text(report),
         Found::Recover(report) => recover::text(report),

@@ -10,6 +10,9 @@ use super::found::{Found, Thin};
 /// more than 1e-8, the square of the condition times the unit roundoff.
 const DEPENDENT: f64 = 1e-4;
 
+/// Singular values below this share of ‖B‖·‖A‖ are the rounding of f64: of a sum that cancels nothing else is left.
+const RESOLUTION: f64 = 1e-14;
+
 /// X = Q·R with Q = thin·to_q orthonormal.
 struct Triangle {
     /// X itself, or Q.
@@ -33,7 +36,7 @@ impl Triangle {
 
 impl Found {
     /// The decomposition of scale·B·A for B `(out, rank)` and A `(rank, in)`, both row-major, with nothing left out. `None` if none was found.
-    /// With B = Q·R and Aᵀ = P·T the core is scale·R·Tᵀ, and Q = B·R⁻¹ and P = Aᵀ·T⁻¹ need not be formed.
+    /// Values that are only rounding are 0. With B = Q·R and Aᵀ = P·T the core is scale·R·Tᵀ, and Q = B·R⁻¹ and P = Aᵀ·T⁻¹ need not be formed.
     pub(crate) fn of_product(b: &[f64], a: &[f64], rank: usize, scale: f64) -> Option<Found> {
         // Row-major B (out, rank) is column-major Bᵀ (rank, out); row-major A (rank, in) is column-major Aᵀ (in, rank).
         let b = Thin::Rows(MatRef::from_column_major_slice(b, rank, b.len() / rank).to_owned());
@@ -42,7 +45,9 @@ impl Found {
         let mut core = product(b.r.as_ref(), a.r.transpose());
         core.col_iter_mut().for_each(|column| column.iter_mut().for_each(|value| *value *= scale));
         let svd = core.thin_svd().ok()?;
-        let values: Vec<f64> = (0..svd.S().dim()).map(|i| svd.S()[i]).collect();
+        let floor = RESOLUTION * scale.abs() * b.r.norm_l2() * a.r.norm_l2();
+        let value = |value: f64| if value > floor || value.is_nan() { value } else { 0.0 };
+        let values: Vec<f64> = (0..svd.S().dim()).map(|i| value(svd.S()[i])).collect();
         if values.iter().any(|value| !value.is_finite()) {
             return None;
         }

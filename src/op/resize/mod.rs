@@ -24,7 +24,8 @@ use crate::report::{Note, ResizeReport};
 use crate::rules;
 use crate::tensor::TensorSource;
 
-use one::{Known, Resized};
+use one::Known;
+pub(super) use one::Resized;
 pub use options::ResizeOptions;
 
 /// Writes the adapter with other ranks. Full tensors, rows, magnitudes and bias updates stay as they are. `progress` counts the bytes that
@@ -41,24 +42,8 @@ pub fn resize(adapter: &Adapter, output: &Path, options: &ResizeOptions, progres
     let go_on = || if progress.cancelled() { Err(exec::interrupted()) } else { Ok(()) };
     let root = content(adapter, go_on)?;
     verify(adapter, &root)?;
-    let targets = adapter.targets();
-    let sizes: Vec<u64> = targets.iter().map(|target| target.a.info().bytes() + target.b.info().bytes()).collect();
-    progress.expect(sizes.iter().sum());
     let spool = Spool::new(output)?;
-    let resized = exec::on_threads(&options.exec, || -> Result<Vec<Resized>> {
-        let each = |i: usize| -> Result<()> {
-            progress.advance(sizes[i]);
-            go_on()
-        };
-        let is_budget = matches!(options.rank, RankRule::Parameters(_) | RankRule::Bytes(_));
-        if !is_budget && options.loader.is_none() {
-            return crew::each(&sizes, |i| each(i).and_then(|()| one::by_rule(&targets[i], options, &spool)));
-        }
-        let known = crew::each(&sizes, |i| each(i).and_then(|()| Known::of(&targets[i])))?;
-        let ranks = ranks(targets, &known, options)?;
-        crew::each(&sizes, |i| each(i).and_then(|()| one::resize(&targets[i], &known[i], ranks[i], options, &spool)))
-    })?;
-    let made = rebuilt(adapter, &resized, spool, options)?;
+    let Cut { adapter: made, resized, warnings } = cut(adapter, options, spool, progress)?;
     let step = Lineage {
         op: "resize".to_owned(),
         tool: format!("loratool {}", env!("CARGO_PKG_VERSION")),
@@ -83,12 +68,46 @@ pub fn resize(adapter: &Adapter, output: &Path, options: &ResizeOptions, progres
         parameters_before: adapter.parameters(),
         parameters: made.parameters(),
         room: options.loader.and_then(|_| room(highest)),
-        warnings: made.warnings().iter().chain(&rounded(&resized, options)).map(Note::from).collect(),
+        warnings: made.warnings().iter().chain(&warnings).map(Note::from).collect(),
         targets: resized.into_iter().map(|r| r.report).collect(),
         bytes: written.bytes,
         content: written.content,
         losses: written.losses.iter().map(Note::from).collect(),
     })
+}
+
+/// An adapter of other ranks, whose factors are in a spool.
+pub(super) struct Cut {
+    pub(super) adapter: Adapter,
+    /// What became of each target.
+    pub(super) resized: Vec<Resized>,
+    pub(super) warnings: Vec<Diagnostic>,
+}
+
+/// The adapter with other ranks, before it is written. `progress` counts the bytes of the factors that are read.
+///
+/// # Errors
+/// As [`resize`], but for the output.
+pub(super) fn cut(adapter: &Adapter, options: &ResizeOptions, spool: Spool, progress: &dyn Progress) -> Result<Cut> {
+    let targets = adapter.targets();
+    let sizes: Vec<u64> = targets.iter().map(|target| target.a.info().bytes() + target.b.info().bytes()).collect();
+    progress.expect(sizes.iter().sum());
+    let resized = exec::on_threads(&options.exec, || -> Result<Vec<Resized>> {
+        let each = |i: usize| -> Result<()> {
+            progress.advance(sizes[i]);
+            if progress.cancelled() { Err(exec::interrupted()) } else { Ok(()) }
+        };
+        let is_budget = matches!(options.rank, RankRule::Parameters(_) | RankRule::Bytes(_));
+        if !is_budget && options.loader.is_none() {
+            return crew::each(&sizes, |i| each(i).and_then(|()| one::by_rule(&targets[i], options, &spool)));
+        }
+        let known = crew::each(&sizes, |i| each(i).and_then(|()| Known::of(&targets[i])))?;
+        let ranks = ranks(targets, &known, options)?;
+        crew::each(&sizes, |i| each(i).and_then(|()| one::resize(&targets[i], &known[i], ranks[i], options, &spool)))
+    })?;
+    let adapter = rebuilt(adapter, &resized, spool, options)?;
+    let warnings = rounded(&resized, options).into_iter().collect();
+    Ok(Cut { adapter, resized, warnings })
 }
 
 /// Says where the rounding of the factors has broken the promise of the rule.

@@ -30,10 +30,10 @@ pub(super) struct Known {
 }
 
 /// What became of a target.
-pub(super) struct Resized {
-    pub(super) report: ResizedTarget,
-    pub(super) norm_squared: f64,
-    pub(super) error_squared: f64,
+pub(in super::super) struct Resized {
+    pub(in super::super) report: ResizedTarget,
+    pub(in super::super) norm_squared: f64,
+    pub(in super::super) error_squared: f64,
     /// `None` if nothing of it is left.
     pub(super) scaling: Option<Scaling>,
     /// The singular values that its factors hold; of a stack none.

@@ -1,0 +1,110 @@
+//! The arguments of `combine`.
+
+use std::ffi::OsString;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::{FactorDtype, OpenArgs, SplitArg, To, loader_parser};
+use crate::Loader;
+
+/// Write several adapters as one
+#[derive(Debug, Args)]
+#[command(after_help = COMBINE_EXAMPLES)]
+#[command(override_usage = "loratool combine [OPTIONS] <ADAPTER[:WEIGHT]>... -o <OUT>")]
+#[command(group = clap::ArgGroup::new("rule").args(["rank", "energy", "error", "budget"]))]
+pub(in super::super) struct CombineArgs {
+    /// The adapters, each a folder or a .safetensors file, with the weight of each [default: 1]
+    #[arg(value_name = "ADAPTER[:WEIGHT]", required = true)]
+    pub adapters: Vec<OsString>,
+    /// What to write: a container if the name ends in .safetensors, otherwise a PEFT folder
+    #[arg(long, short, value_name = "OUT", required_unless_present = "dry_run")]
+    pub output: Option<PathBuf>,
+    /// The format to write [default: by the name of OUT]
+    #[arg(long, value_enum)]
+    pub to: Option<To>,
+    /// Replace the output if it exists, in one step, once the new one is complete
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Compute everything, say what it would lose, and write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// What becomes of the updates
+    #[arg(long, value_enum, default_value_t = CombineMethodArg::Linear, hide_possible_values = true, help_heading = "How it is combined")]
+    pub method: CombineMethodArg,
+    /// The weight of some targets, as a factor: a glob over parts of their names; of adapter N alone with N: in front; may be repeated
+    #[arg(long, value_name = "[N:]GLOB=W", help_heading = "How it is combined", allow_hyphen_values = true)]
+    pub weight: Vec<String>,
+    /// The share of values that is kept, for methods that drop some
+    #[arg(long, value_name = "SHARE", help_heading = "How it is combined", allow_hyphen_values = true)]
+    pub density: Option<String>,
+    /// What becomes of full tensors, rows, magnitudes and multipliers that have no sum
+    #[arg(long, value_enum, default_value_t = PartsArg::Error, help_heading = "How it is combined")]
+    pub parts: PartsArg,
+    /// Combine adapters that name different bases by their digests
+    #[arg(long, help_heading = "How it is combined")]
+    pub allow_base_mismatch: bool,
+    /// At most this rank for every target
+    #[arg(long, value_name = "R", help_heading = "Rank: one of [default: ranks add up]")]
+    pub rank: Option<NonZeroU64>,
+    /// Per target, the smallest rank that keeps this share of the square of its update, such as 0.99
+    #[arg(long, value_name = "SHARE", help_heading = "Rank: one of [default: ranks add up]", allow_hyphen_values = true)]
+    pub energy: Option<String>,
+    /// Per target, the smallest rank that is off by at most this share of its update, such as 0.05
+    #[arg(long, value_name = "SHARE", help_heading = "Rank: one of [default: ranks add up]", allow_hyphen_values = true)]
+    pub error: Option<String>,
+    /// The ranks that lose least for factors of so many values in all, such as 5000000, or bytes, such as 20MB
+    #[arg(long, value_name = "N|BYTES", help_heading = "Rank: one of [default: ranks add up]")]
+    pub budget: Option<String>,
+    /// Bring all ranks up to the next size that this loader makes room for anyway (vllm: 8, 16, 32, 64, 128, 256, 320, 512)
+    #[arg(long = "for", value_name = "LOADER", value_parser = loader_parser(), requires = "rule")]
+    pub loader: Option<Loader>,
+    /// The dtype of the factors [default: the adapters' if nothing is rounded, otherwise f32]
+    #[arg(long, value_enum, help_heading = "What the factors are like")]
+    pub dtype: Option<FactorDtype>,
+    /// Which factor takes the singular values
+    #[arg(long, value_enum, default_value_t = SplitArg::Sqrt, help_heading = "What the factors are like")]
+    pub split: SplitArg,
+    #[command(flatten)]
+    pub open: OpenArgs,
+    /// Threads to compute on [default: one per core]
+    #[arg(long, value_name = "N", visible_alias = "cores", help_heading = "How it runs")]
+    pub threads: Option<NonZeroUsize>,
+}
+
+/// How updates are combined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(in super::super) enum CombineMethodArg {
+    Linear,
+    Cat,
+    Svd,
+}
+
+/// What becomes of parts that have no sum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(in super::super) enum PartsArg {
+    /// Refuse them by name
+    Error,
+    /// That of the first adapter that has it
+    First,
+    /// Their mean by weight
+    Average,
+}
+
+const COMBINE_EXAMPLES: &str = "\
+Methods:
+  linear           the sum of weight times update; exact, ranks add up
+  cat              the same, and never with another rank
+  svd              the same with the highest rank of the adapters
+
+Examples:
+  loratool combine ./a:0.7 ./b:-0.3 -o ./ab
+  loratool combine ./a ./b --rank 16 -o ./ab
+  loratool combine ./a ./b --weight 'layers.[0-7].*=0.5' --weight '2:mlp=0' -o ./ab
+  subtract:  loratool combine ./a ./b:-1 -o ./difference
+  negate:    loratool combine ./a:-1 -o ./opposite
+  scale:     loratool combine ./a:0.5 -o ./half
+
+Updates are combined, never A with A and B with B. What a rank costs is known and
+not estimated, and is said before anything is written.";

@@ -15,9 +15,29 @@ pub(crate) fn product_norm(b: &[f64], a: &[f64], rank: usize) -> f64 {
     (&gram_b * gram_a).trace().max(0.0).sqrt()
 }
 
+/// ⟨B·A, D·C⟩ (Frobenius) = tr((DᵀB)·(A·Cᵀ)) for two pairs of factors and their ranks, as in [`product_norm`].
+///
+/// # Panics
+/// As [`product_norm`].
+pub(crate) fn product_inner((b, a, rank): (&[f64], &[f64], usize), (d, c, other): (&[f64], &[f64], usize)) -> f64 {
+    let thin = |values: &[f64], rank: usize| DMatrix::from_column_slice(rank, values.len() / rank, values);
+    let wide = |values: &[f64], rank: usize| DMatrix::from_column_slice(values.len() / rank, rank, values);
+    let (across_b, across_a) = (thin(d, other) * thin(b, rank).transpose(), wide(a, rank).transpose() * wide(c, other));
+    (across_b * across_a).trace()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_inner_product_is_that_of_the_products() {
+        let (b, a, d, c) = ([1.0f64, 2.0, 3.0, 4.0], [1.0f64, -1.0, 0.5, 2.0], [2.0f64, -1.0], [0.5f64, 3.0]);
+        let dense = |i: usize, j: usize| b[2 * i] * a[j] + b[2 * i + 1] * a[2 + j];
+        let wanted: f64 = (0..4).map(|n| dense(n / 2, n % 2) * d[n / 2] * c[n % 2]).sum();
+        assert!((product_inner((&b, &a, 2), (&d, &c, 1)) - wanted).abs() < 1e-12);
+        assert!((product_inner((&b, &a, 2), (&b, &a, 2)).sqrt() - product_norm(&b, &a, 2)).abs() < 1e-12);
+    }
 
     #[test]
     fn the_norm_is_that_of_the_product() {

@@ -14,6 +14,7 @@
 mod dispatch;
 mod float;
 pub(crate) mod float8;
+pub(crate) mod fusion;
 mod gram;
 mod half;
 pub(crate) mod lowrank;
@@ -27,7 +28,7 @@ mod vector;
 
 pub(crate) use dispatch::{Isa, largest, update_tile};
 pub(crate) use float::{Float, Value};
-pub(crate) use gram::product_norm;
+pub(crate) use gram::{product_inner, product_norm};
 pub(crate) use magnitude::limit;
 pub(crate) use place::place;
 pub(crate) use replay::Step;

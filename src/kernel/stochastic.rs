@@ -59,7 +59,7 @@ fn round<G: Format>(x: f64, key: u64, index: u64) -> G::Bits {
 }
 
 /// A number in [0, 1), with 32 random bits.
-fn unit(key: u64, index: u64) -> f64 {
+pub(super) fn unit(key: u64, index: u64) -> f64 {
     let words = philox([(index >> 2) as u32, (index >> 34) as u32, 0, 0], [key as u32, (key >> 32) as u32]);
     f64::from(words[(index & 3) as usize]) / 4_294_967_296.0
 }

@@ -36,9 +36,18 @@ pub(in super::super) struct CombineArgs {
     /// The weight of some targets, as a factor: a glob over parts of their names; of adapter N alone with N: in front; may be repeated
     #[arg(long, value_name = "[N:]GLOB=W", help_heading = "How it is combined", allow_hyphen_values = true)]
     pub weight: Vec<String>,
-    /// The share of values that is kept, for methods that drop some
+    /// The share of values that is kept, for methods that drop some [default: 0.2 of ties, knots and core-space, 0.85 of breadcrumbs, else 0.5]
     #[arg(long, value_name = "SHARE", help_heading = "How it is combined", allow_hyphen_values = true)]
     pub density: Option<String>,
+    /// By how much the chances of the largest and the smallest value of a row differ, in della [default: 0.2]
+    #[arg(long, value_name = "SHARE", help_heading = "How it is combined", allow_hyphen_values = true)]
+    pub epsilon: Option<String>,
+    /// The share of the largest values that breadcrumbs drops [default: 0.01]
+    #[arg(long, value_name = "SHARE", help_heading = "How it is combined", allow_hyphen_values = true)]
+    pub outliers: Option<String>,
+    /// Of the chance in dare-linear, dare-ties and della [default: 0]
+    #[arg(long, value_name = "N", help_heading = "How it is combined")]
+    pub seed: Option<u64>,
     /// What becomes of full tensors, rows, magnitudes and multipliers that have no sum
     #[arg(long, value_enum, default_value_t = PartsArg::Error, help_heading = "How it is combined")]
     pub parts: PartsArg,
@@ -79,6 +88,17 @@ pub(in super::super) enum CombineMethodArg {
     Linear,
     Cat,
     Svd,
+    Slerp,
+    Ties,
+    DareLinear,
+    DareTies,
+    Della,
+    Breadcrumbs,
+    MagnitudePrune,
+    Knots,
+    CoreSpace,
+    Tsv,
+    IsoC,
 }
 
 /// What becomes of parts that have no sum.
@@ -97,6 +117,17 @@ Methods:
   linear           the sum of weight times update; exact, ranks add up
   cat              the same, and never with another rank
   svd              the same with the highest rank of the adapters
+  slerp            two updates, on the arc between them
+  ties             the largest values; a sign by majority, the mean of what has it
+  magnitude-prune  the sum of the largest values
+  dare-linear      the sum of what chance leaves, divided by the density
+  dare-ties        what chance leaves, as by ties
+  della            the same, with more chance for large values
+  breadcrumbs      the sum without the largest and the smallest values
+  knots            ties on the singular vectors of all updates together
+  core-space       ties in the space that the factors span
+  tsv              singular vectors of all, made orthonormal
+  iso-c            the sum with equal singular values
 
 Examples:
   loratool combine ./a:0.7 ./b:-0.3 -o ./ab

@@ -48,17 +48,54 @@ pub(super) fn combine(args: CombineArgs) -> Result<CombineJob> {
     })
 }
 
+/// The method with its numbers. A number that it does not take is a mistake.
 fn method(args: &CombineArgs) -> Result<CombineMethod> {
-    let method = match args.method {
-        CombineMethodArg::Linear => CombineMethod::Linear,
-        CombineMethodArg::Cat => CombineMethod::Cat,
-        CombineMethodArg::Svd => CombineMethod::Svd,
+    let mut unused = vec![];
+    let mut number = |flag: &'static str, typed: &Option<String>, default: Option<f64>| -> Result<f64> {
+        match (typed, default) {
+            (Some(_), None) => unused.push(flag),
+            (Some(text), Some(_)) => return number::finite(text, flag),
+            (None, _) => {}
+        }
+        Ok(default.unwrap_or(0.0))
     };
-    if args.density.is_some() {
-        let message = format!("a density is given, and {} keeps all values", method.name());
-        return Err(Error::new(rules::ARGUMENT, message).help("leave out --density"));
+    use CombineMethodArg as Arg;
+    let density = match args.method {
+        Arg::Ties | Arg::Knots | Arg::CoreSpace => Some(0.2),
+        Arg::DareLinear | Arg::DareTies | Arg::Della | Arg::MagnitudePrune => Some(0.5),
+        Arg::Breadcrumbs => Some(0.85),
+        Arg::Linear | Arg::Cat | Arg::Svd | Arg::Slerp | Arg::Tsv | Arg::IsoC => None,
+    };
+    let density = number("density", &args.density, density)?;
+    let epsilon = number("epsilon", &args.epsilon, (args.method == Arg::Della).then_some(0.2))?;
+    let outliers = number("outliers", &args.outliers, (args.method == Arg::Breadcrumbs).then_some(0.01))?;
+    let seed = args.seed.unwrap_or(0);
+    if args.seed.is_some() && !matches!(args.method, Arg::DareLinear | Arg::DareTies | Arg::Della) {
+        unused.push("seed");
     }
-    Ok(method)
+    let method = match args.method {
+        Arg::Linear => CombineMethod::Linear,
+        Arg::Cat => CombineMethod::Cat,
+        Arg::Svd => CombineMethod::Svd,
+        Arg::Slerp => CombineMethod::Slerp,
+        Arg::Ties => CombineMethod::Ties { density },
+        Arg::MagnitudePrune => CombineMethod::MagnitudePrune { density },
+        Arg::DareLinear => CombineMethod::DareLinear { density, seed },
+        Arg::DareTies => CombineMethod::DareTies { density, seed },
+        Arg::Della => CombineMethod::Della { density, epsilon, seed },
+        Arg::Breadcrumbs => CombineMethod::Breadcrumbs { density, outliers },
+        Arg::Knots => CombineMethod::Knots { density },
+        Arg::CoreSpace => CombineMethod::CoreSpace { density },
+        Arg::Tsv => CombineMethod::Tsv,
+        Arg::IsoC => CombineMethod::IsoC,
+    };
+    match unused.first() {
+        None => Ok(method),
+        Some(flag) => {
+            let message = format!("{} does not take a {flag}", method.name());
+            Err(Error::new(rules::ARGUMENT, message).help(format!("leave out --{flag}")))
+        }
+    }
 }
 
 /// At most one of them is given.

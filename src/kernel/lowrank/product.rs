@@ -14,7 +14,7 @@ const DEPENDENT: f64 = 1e-4;
 const RESOLUTION: f64 = 1e-14;
 
 /// X = Q·R with Q = thin·to_q orthonormal.
-struct Triangle {
+pub(crate) struct Triangle {
     /// X itself, or Q.
     thin: Thin,
     to_q: Mat<f64>,
@@ -31,6 +31,14 @@ impl Triangle {
         let qr = thin.view().to_owned().qr();
         let (q, r) = (qr.compute_thin_Q(), qr.thin_R().to_owned());
         Triangle { to_q: Mat::identity(q.ncols(), q.ncols()), thin: Thin::Columns(q), r, is_q: true }
+    }
+}
+
+impl Triangle {
+    /// Q `(rows, d)` with orthonormal columns and R `(d, cols)` with Q·R = X; d is the smaller of rows and cols.
+    pub(crate) fn columns(x: Mat<f64>) -> (Mat<f64>, Mat<f64>) {
+        let Triangle { thin, to_q, r, is_q } = Triangle::of(Thin::Columns(x));
+        (if is_q { thin.view().to_owned() } else { product(thin.view(), to_q.as_ref()) }, r)
     }
 }
 

@@ -19,6 +19,49 @@ pub enum CombineMethod {
     /// From Δ₁ to Δ₂ on an arc (Shoemake 1985, section 3.3): `(sin((1-t)θ)·Δ₁ + sin(tθ)·Δ₂) / sin θ` with cos θ = ⟨Δ₁, Δ₂⟩ / (‖Δ₁‖·‖Δ₂‖) and
     /// t = w₂ / (w₁ + w₂), for each target, times w₁ + w₂. Where the two are nearly parallel it is the sum. For two adapters.
     Slerp,
+    /// Keeps the largest values of each wₜ·Δₜ, elects a sign for each value by their sum, and takes the mean of those that have it (TIES, Yadav et
+    /// al. 2023, section 3). Divided by their count and not by their weights: two equal updates give one of them, and half of an update
+    /// alone gives half.
+    Ties {
+        /// The share of values that is kept. The paper keeps 0.2.
+        density: f64,
+    },
+    /// The sum of the largest values of each wₜ·Δₜ (PEFT's `magnitude_prune`, on the update).
+    MagnitudePrune {
+        /// The share of values that is kept.
+        density: f64,
+    },
+    /// The sum of what chance leaves of each wₜ·Δₜ, divided by the density (DARE, Yu et al. 2023, section 3.2).
+    DareLinear {
+        /// The probability with which a value is kept.
+        density: f64,
+        /// Of the chance.
+        seed: u64,
+    },
+    /// As [`DareLinear`](Self::DareLinear), with signs elected and means taken as by [`Ties`](Self::Ties).
+    DareTies {
+        /// The probability with which a value is kept.
+        density: f64,
+        /// Of the chance.
+        seed: u64,
+    },
+    /// Chance keeps large values of each row of wₜ·Δₜ more often than small ones; then as [`DareTies`](Self::DareTies) (DELLA, Deep et al. 2024,
+    /// section 3).
+    Della {
+        /// The mean probability with which a value is kept.
+        density: f64,
+        /// By how much the probabilities of the largest and the smallest value of a row differ.
+        epsilon: f64,
+        /// Of the chance.
+        seed: u64,
+    },
+    /// The sum of the wₜ·Δₜ without their largest and their smallest values (Model Breadcrumbs, Davari and Belilovsky 2023, section 3).
+    Breadcrumbs {
+        /// The share of values that is kept.
+        density: f64,
+        /// The share of the largest values, which are dropped; less where the density leaves less.
+        outliers: f64,
+    },
     /// Concatenates the updates, decomposes `[Δ₁ … Δₙ] = U·S·[V₁ … Vₙ]ᵀ`, merges the Vₜ by TIES, and takes U·S·Vᵀ (KnOTS, Stoica et al.
     /// 2024, section 4).
     Knots {
@@ -47,6 +90,12 @@ impl CombineMethod {
             CombineMethod::Cat => "cat",
             CombineMethod::Svd => "svd",
             CombineMethod::Slerp => "slerp",
+            CombineMethod::Ties { .. } => "ties",
+            CombineMethod::MagnitudePrune { .. } => "magnitude-prune",
+            CombineMethod::DareLinear { .. } => "dare-linear",
+            CombineMethod::DareTies { .. } => "dare-ties",
+            CombineMethod::Della { .. } => "della",
+            CombineMethod::Breadcrumbs { .. } => "breadcrumbs",
             CombineMethod::Knots { .. } => "knots",
             CombineMethod::CoreSpace { .. } => "core-space",
             CombineMethod::Tsv => "tsv",
@@ -54,25 +103,83 @@ impl CombineMethod {
         }
     }
 
+    /// Does it look at single values of the updates, so that its result has no low rank of its own?
+    pub(super) fn is_by_value(self) -> bool {
+        match self {
+            CombineMethod::Ties { .. }
+            | CombineMethod::MagnitudePrune { .. }
+            | CombineMethod::DareLinear { .. }
+            | CombineMethod::DareTies { .. }
+            | CombineMethod::Della { .. }
+            | CombineMethod::Breadcrumbs { .. } => true,
+            CombineMethod::Linear
+            | CombineMethod::Cat
+            | CombineMethod::Svd
+            | CombineMethod::Slerp
+            | CombineMethod::Knots { .. }
+            | CombineMethod::CoreSpace { .. }
+            | CombineMethod::Tsv
+            | CombineMethod::IsoC => false,
+        }
+    }
+
+    /// The numbers that it takes, by name.
+    fn numbers(self) -> Vec<(&'static str, f64)> {
+        match self {
+            CombineMethod::Ties { density }
+            | CombineMethod::MagnitudePrune { density }
+            | CombineMethod::Knots { density }
+            | CombineMethod::CoreSpace { density }
+            | CombineMethod::DareLinear { density, .. }
+            | CombineMethod::DareTies { density, .. } => vec![("density", density)],
+            CombineMethod::Della { density, epsilon, .. } => vec![("density", density), ("epsilon", epsilon)],
+            CombineMethod::Breadcrumbs { density, outliers } => vec![("density", density), ("outliers", outliers)],
+            CombineMethod::Linear
+            | CombineMethod::Cat
+            | CombineMethod::Svd
+            | CombineMethod::Slerp
+            | CombineMethod::Tsv
+            | CombineMethod::IsoC => Vec::new(),
+        }
+    }
+
+    /// The seed of its chance, if it leaves something to chance.
+    pub(super) fn seed(self) -> Option<u64> {
+        match self {
+            CombineMethod::DareLinear { seed, .. } | CombineMethod::DareTies { seed, .. } | CombineMethod::Della { seed, .. } => {
+                Some(seed)
+            }
+            _ => None,
+        }
+    }
+
     /// As it stands in a lineage.
     pub(super) fn described(self) -> Value {
-        match self {
-            CombineMethod::Knots { density } | CombineMethod::CoreSpace { density } => {
-                json!({ "density": density, "name": self.name() })
-            }
-            _ => json!({ "name": self.name() }),
-        }
+        let mut value = serde_json::Map::new();
+        self.numbers().into_iter().for_each(|(name, number)| drop(value.insert(name.to_owned(), json!(number))));
+        value.insert("name".to_owned(), json!(self.name()));
+        self.seed().into_iter().for_each(|seed| drop(value.insert("seed".to_owned(), json!(seed))));
+        value.sort_keys();
+        Value::Object(value)
     }
 
     /// # Errors
     /// `U-001` for numbers that mean nothing.
     pub(super) fn check(self) -> Result<()> {
-        match self {
-            CombineMethod::Knots { density } | CombineMethod::CoreSpace { density } if !(density > 0.0 && density <= 1.0) => {
-                let message = format!("the density is {density}, and has to be above 0 and at most 1");
-                Err(Error::new(rules::ARGUMENT, message))
+        let refuse = |message: String| Err(Error::new(rules::ARGUMENT, message));
+        for (name, number) in self.numbers() {
+            let is_share = if name == "density" { number > 0.0 && number <= 1.0 } else { (0.0..1.0).contains(&number) };
+            if !is_share {
+                let least = if name == "density" { "above 0 and at most 1" } else { "0 or more and below 1" };
+                return refuse(format!("the {name} is {number}, and has to be {least}"));
             }
-            _ => Ok(()),
         }
+        if let CombineMethod::Della { density, epsilon, .. } = self
+            && (density - epsilon / 2.0 <= 0.0 || density + epsilon / 2.0 > 1.0)
+        {
+            let (low, high) = (density - epsilon / 2.0, density + epsilon / 2.0);
+            return refuse(format!("with density {density} and epsilon {epsilon} probabilities are from {low} to {high}"));
+        }
+        Ok(())
     }
 }

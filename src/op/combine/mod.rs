@@ -3,7 +3,12 @@
 //! says what it costs before anything is written.
 
 mod align;
+mod arc;
 mod base;
+mod blend;
+mod blended;
+mod fused;
+mod made;
 mod measure;
 mod method;
 mod mixed;
@@ -16,11 +21,10 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::crew;
 use super::digests::{content, verify};
 use super::lineage::name;
 use super::rank::RankRule;
-use super::resize::{Cut, ResizeOptions, cut};
+use super::resize::{ResizeOptions, cut};
 use super::spool::Spool;
 use super::write;
 use crate::adapter::{Adapter, AdapterParts, BaseIdentity, Lineage, LineageInput, Target};
@@ -29,11 +33,14 @@ use crate::exec::{self, Progress};
 use crate::io::{Overwrite, check_output};
 use crate::op::ConvertTo;
 use crate::plan::Weighted;
-use crate::report::{CombineReport, CombinedAdapter, CombinedTarget, Note};
+use crate::report::{CombineReport, CombinedAdapter, Note};
 use crate::rules;
+use crate::tensor::Dtype;
 
 use align::Sum;
+use made::{Each, Made, share};
 pub use method::CombineMethod;
+use mixed::Mixed;
 pub use options::{CombineOptions, LayerWeight, PartsPolicy};
 use wanted::Layout;
 use weights::Weights;
@@ -112,29 +119,9 @@ impl Combination {
             lineage: history(&all, &order),
             ..AdapterParts::default()
         };
-        let limits = &options.limits;
-        let made = match options.rule(&sums) {
-            Some(rule) if !sums.is_empty() => {
-                let whole = Adapter::new(AdapterParts { targets: exact.clone(), ..parts }, limits)?;
-                let resize = ResizeOptions {
-                    rank: rule,
-                    loader: options.loader,
-                    split: options.split,
-                    dtype: Some(options.dtype.unwrap_or(crate::tensor::Dtype::F32)),
-                    exec: options.exec.clone(),
-                    limits: limits.clone(),
-                    ..Default::default()
-                };
-                Made::cut(&sums, cut(&whole, &resize, Spool::new(beside)?, progress)?)
-            }
-            _ => {
-                let layout = Layout::stored(&sums, &wide, options.dtype);
-                let stored = wanted::side_by_side(&sums, &layout, &mixed, beside)?;
-                let each = measured(&sums, &exact, &stored, &layout, options, progress)?;
-                let adapter = Adapter::new(AdapterParts { targets: stored, ..parts }, limits)?;
-                Made { adapter, each, warnings: Vec::new() }
-            }
-        };
+        let spool = || Spool::new(beside);
+        let maker = Maker { sums: &sums, mixed: &mixed, exact: &exact, roots: &roots, beside, options, progress };
+        let made = maker.made(parts, &wide, &spool)?;
         warnings.extend(made.warnings);
         warnings.extend(made.adapter.warnings().iter().cloned());
         let count = |place: usize| sums.iter().flat_map(|sum| &sum.parts).filter(|part| part.adapter == place).count() as u64;
@@ -145,22 +132,21 @@ impl Combination {
             targets: count(place),
             content: roots[place].clone(),
         };
-        let (norm, error, from_sum) = made.each.iter().fold((0.0, 0.0, 0.0), |(norm, error, from_sum), each| {
-            (norm + each.norm.powi(2), error + each.error_squared, from_sum + each.from_sum_squared)
-        });
-        let share = |part: f64| if norm > 0.0 { (part / norm).sqrt() } else { part.sqrt() };
+        let total = |of: fn(&Each) -> f64| made.each.iter().map(of).sum::<f64>();
+        let error = share(total(|each| each.error_squared), total(|each| each.wanted_squared));
+        let from_sum = share(total(|each| each.from_sum_squared), total(|each| each.sum_squared));
         let report = CombineReport {
             adapters: adapters.iter().enumerate().map(combined).collect(),
             method: options.method.name(),
             output: None,
             to: None,
-            error: share(error),
-            from_sum: share(from_sum),
+            error,
+            from_sum,
             dtype: dtypes(&made.adapter),
             parameters: made.adapter.parameters(),
             bytes: 0,
             content: String::new(),
-            targets: made.each.into_iter().map(|each| each.report()).collect(),
+            targets: made.each.into_iter().map(Each::report).collect(),
             decided: mixed.decided.iter().map(Note::from).collect(),
             losses: Vec::new(),
             warnings: warnings.iter().map(Note::from).collect(),
@@ -202,93 +188,83 @@ impl Combination {
     }
 }
 
-/// An adapter that can be stored, and what is known of its targets.
-struct Made {
-    adapter: Adapter,
-    each: Vec<Each>,
-    warnings: Vec<Diagnostic>,
+/// What a method works on.
+struct Maker<'m> {
+    sums: &'m [Sum],
+    mixed: &'m Mixed,
+    /// The plain sums, in f64.
+    exact: &'m [Target],
+    roots: &'m [String],
+    beside: &'m Path,
+    options: &'m CombineOptions,
+    progress: &'m dyn Progress,
 }
 
-/// What is known of a target.
-struct Each {
-    tensor: String,
-    adapters: u64,
-    rank_sum: u64,
-    rank: u64,
-    norm: f64,
-    error_squared: f64,
-    from_sum_squared: f64,
-}
-
-impl Each {
-    fn new(sum: &Sum, rank: u64, norm: f64, error_squared: f64) -> Self {
-        Each {
-            tensor: sum.tensor.clone(),
-            adapters: sum.parts.len() as u64,
-            rank_sum: sum.rank(),
-            rank,
-            norm,
-            error_squared,
-            from_sum_squared: error_squared,
+impl Maker<'_> {
+    /// The adapter that is stored; `parts` are those without targets, and `wide` the layout of the plain sums.
+    fn made(&self, parts: AdapterParts, wide: &Layout, spool: &(dyn Fn() -> Result<Spool> + Sync)) -> Result<Made> {
+        let Maker { sums, mixed, exact, roots, beside, options, progress } = *self;
+        if sums.is_empty() {
+            let adapter = Adapter::new(parts, &options.limits)?;
+            return Ok(Made { adapter, each: Vec::new(), warnings: Vec::new() });
         }
-    }
-
-    fn report(self) -> CombinedTarget {
-        let share = |squared: f64| if self.norm > 0.0 { squared.sqrt() / self.norm } else { squared.sqrt() };
-        CombinedTarget {
-            error: share(self.error_squared),
-            from_sum: share(self.from_sum_squared),
-            tensor: self.tensor,
-            adapters: self.adapters,
-            rank_sum: self.rank_sum,
-            rank: self.rank,
-            norm: self.norm,
-        }
-    }
-}
-
-impl Made {
-    fn cut(sums: &[Sum], cut: Cut) -> Self {
-        let each = sums
-            .iter()
-            .zip(&cut.resized)
-            .map(|(sum, resized)| Each::new(sum, resized.report.rank, resized.norm_squared.sqrt(), resized.error_squared));
-        Made { each: each.collect(), adapter: cut.adapter, warnings: cut.warnings }
-    }
-}
-
-/// Norms, and what rounding costs.
-fn measured(
-    sums: &[Sum],
-    exact: &[Target],
-    stored: &[Target],
-    layout: &Layout,
-    options: &CombineOptions,
-    progress: &dyn Progress,
-) -> Result<Vec<Each>> {
-    let sizes: Vec<u64> = exact.iter().map(|target| target.a.info().bytes() + target.b.info().bytes()).collect();
-    progress.expect(sizes.iter().sum());
-    exec::on_threads(&options.exec, || {
-        crew::each(&sizes, |i| {
-            progress.advance(sizes[i]);
-            if progress.cancelled() {
-                return Err(exec::interrupted());
+        match options.method {
+            CombineMethod::Linear | CombineMethod::Cat => self.summed(parts, wide, exact, options.rank, spool),
+            CombineMethod::Svd => {
+                let ranks = sums.iter().flat_map(|sum| &sum.parts).map(|part| part.target.scaling.rank);
+                let rule = options.rank.unwrap_or(RankRule::Fixed(ranks.max().unwrap_or(1)));
+                self.summed(parts, wide, exact, Some(rule), spool)
             }
-            let norm = measure::norm_squared(&exact[i])?.sqrt();
-            let error = if layout.is_exact { 0.0 } else { measure::distance_squared(&stored[i], &exact[i])? };
-            Ok(Each::new(&sums[i], sums[i].rank(), norm, error))
-        })
-    })
-}
-
-impl CombineOptions {
-    /// The rule for ranks, if they do not just add up.
-    fn rule(&self, sums: &[Sum]) -> Option<RankRule> {
-        let highest = || sums.iter().flat_map(|sum| &sum.parts).map(|part| part.target.scaling.rank).max().unwrap_or(1);
-        match self.method {
-            CombineMethod::Svd => Some(self.rank.unwrap_or_else(|| RankRule::Fixed(highest()))),
-            _ => self.rank,
+            CombineMethod::Slerp => {
+                let arc = Layout::with(arc::gains(sums)?);
+                let wanted = wanted::side_by_side(sums, &arc, mixed, beside)?;
+                self.summed(parts, &arc, &wanted, options.rank, spool)?.away_from(exact, options)
+            }
+            method if method.is_by_value() => {
+                let site = blended::Site { mixed, roots, options, progress, spool };
+                site.made(sums, parts)?.away_from(exact, options)
+            }
+            _ => {
+                let wanted = fused::wanted(sums, mixed, spool()?, options, progress)?;
+                let rule = options.rank.unwrap_or(RankRule::Fixed(options.limits.rank));
+                self.cut(parts, wanted, rule, spool()?)?.away_from(exact, options)
+            }
         }
+    }
+
+    /// Factors side by side, as they are or with other ranks.
+    fn summed(
+        &self,
+        parts: AdapterParts,
+        layout: &Layout,
+        wanted: &[Target],
+        rule: Option<RankRule>,
+        spool: &(dyn Fn() -> Result<Spool> + Sync),
+    ) -> Result<Made> {
+        if let Some(rule) = rule {
+            return self.cut(parts, wanted.to_vec(), rule, spool()?);
+        }
+        let layout = Layout::stored(self.sums, layout, self.options.dtype);
+        let stored = wanted::side_by_side(self.sums, &layout, self.mixed, self.beside)?;
+        let each = made::measured(self.sums, wanted, &stored, &layout, self.options, self.progress)?;
+        let adapter = Adapter::new(AdapterParts { targets: stored, ..parts }, &self.options.limits)?;
+        Ok(Made { adapter, each, warnings: Vec::new() })
+    }
+
+    /// The best updates of other ranks.
+    fn cut(&self, parts: AdapterParts, wanted: Vec<Target>, rule: RankRule, spool: Spool) -> Result<Made> {
+        let options = self.options;
+        let whole = Adapter::new(AdapterParts { targets: wanted, ..parts }, &options.limits)?;
+        let resize = ResizeOptions {
+            rank: rule,
+            loader: options.loader,
+            split: options.split,
+            dtype: Some(options.dtype.unwrap_or(Dtype::F32)),
+            exec: options.exec.clone(),
+            limits: options.limits.clone(),
+            ..Default::default()
+        };
+        Ok(Made::cut(self.sums, cut(&whole, &resize, spool, self.progress)?))
     }
 }
 

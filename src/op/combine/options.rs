@@ -114,9 +114,18 @@ impl CombineOptions {
             if self.method == CombineMethod::Cat {
                 return refuse("with cat the ranks add up", "leave out the rank, or give --method svd");
             }
+            if self.method.is_by_value() && matches!(rule, RankRule::Parameters(_) | RankRule::Bytes(_)) {
+                let message =
+                    format!("a budget takes all singular values of all targets, of which {} has too many", self.method.name());
+                return refuse(&message, "give a rank or a share, and loratool resize --budget the result");
+            }
         }
         if self.loader.is_some() && self.rank.is_none() {
             return refuse("a loader's room is a rule for ranks that are chosen", "give a rank or a share with --for");
+        }
+        if self.loader.is_some() && self.method.is_by_value() {
+            let message = format!("ranks of {} are not brought up", self.method.name());
+            return refuse(&message, "give a rank that the loader has room for");
         }
         if let Some(dtype) = self.dtype.filter(|dtype| !matches!(dtype, Dtype::F32 | Dtype::BF16 | Dtype::F16)) {
             return refuse(&format!("factors are F32, BF16 or F16, and not {dtype}"), "give one of them");

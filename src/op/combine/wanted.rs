@@ -86,8 +86,8 @@ pub(super) fn side_by_side(sums: &[Sum], layout: &Layout, mixed: &Mixed, label: 
 }
 
 /// The targets of the sums with factors of these ranks and scales.
-pub(super) fn targets(
-    sums: &[Sum],
+pub(super) fn targets<'s>(
+    sums: impl IntoIterator<Item = &'s Sum>,
     ranks: impl Iterator<Item = (u64, f64)>,
     source: &Arc<dyn TensorSource>,
     mixed: &Mixed,
@@ -108,7 +108,7 @@ pub(super) fn targets(
             singular_values: None,
         })
     };
-    sums.iter().zip(ranks).map(target).collect()
+    sums.into_iter().zip(ranks).map(target).collect()
 }
 
 fn of<T: Clone>(all: &BTreeMap<String, T>, sum: &Sum) -> Option<T> {

@@ -29,15 +29,15 @@ pub(super) const SURVIVES: f64 = 0.9;
 
 /// What is to be found of a matrix.
 #[derive(Clone, Copy)]
-pub(super) struct Task<'o> {
-    pub(super) options: &'o ExtractOptions,
+pub(in super::super) struct Task<'o> {
+    pub(in super::super) options: &'o ExtractOptions,
     /// The rule for this matrix: that of the options, or a rank that a budget has given it.
-    pub(super) rule: RankRule,
-    pub(super) cap: usize,
+    pub(in super::super) rule: RankRule,
+    pub(in super::super) cap: usize,
     /// Of the random start.
-    pub(super) key: u64,
+    pub(in super::super) key: u64,
     /// The stored matrix is `(in, out)`: its left factor is Aᵀ.
-    pub(super) is_transposed: bool,
+    pub(in super::super) is_transposed: bool,
 }
 
 /// How the components were found.
@@ -48,20 +48,20 @@ pub(super) enum Way {
 }
 
 /// What was found.
-pub(super) struct Decomposed {
+pub(in super::super) struct Decomposed {
     /// ‖D‖².
-    pub(super) norm_squared: f64,
+    pub(in super::super) norm_squared: f64,
     /// ‖W‖² of the base.
     pub(super) base_squared: f64,
     /// All singular values that are known, largest first; the first `rank` of them are those of the factors before they are rounded. With a
     /// metric they are those in it, and not those of the factors.
-    pub(super) values: Vec<f64>,
+    pub(in super::super) values: Vec<f64>,
     /// Components that are kept; 0 if nothing is.
-    pub(super) rank: usize,
+    pub(in super::super) rank: usize,
     /// `(rows, rank)` and `(rank, cols)`, in values of the factors' dtype; none if the rank is 0.
-    pub(super) factors: Option<(Mat<f64>, Mat<f64>)>,
+    pub(in super::super) factors: Option<(Mat<f64>, Mat<f64>)>,
     /// ‖D - B·A‖² after rounding.
-    pub(super) error_squared: f64,
+    pub(in super::super) error_squared: f64,
     /// Estimated excess of the error before rounding over the smallest possible one, as a share of it.
     pub(super) excess: f64,
     /// An upper bound of ‖D - B·A‖₂.
@@ -108,7 +108,7 @@ impl Decomposed {
 /// # Errors
 /// `A-030` if a value is not finite, `A-031` if a factor is not in its dtype; `E-012` if no decomposition was found; `E-001`, `E-004`,
 /// `E-006`.
-pub(super) fn decompose(d: &Difference<'_>, task: &Task<'_>) -> Result<Decomposed> {
+pub(in super::super) fn decompose(d: &Difference<'_>, task: &Task<'_>) -> Result<Decomposed> {
     let width = task.width(d.rows.min(d.cols));
     let seen = d.first(width, task.key, task.rule == RankRule::Auto)?;
     let (edge, gain) = seen.noise.as_ref().map_or((0.0, 1.0), |noise| (noise.edge(), noise.gain()));

@@ -32,7 +32,7 @@ use crate::report::{ExtractReport, ExtractedTarget, Note, OmittedTarget, RestTen
 use crate::rules;
 use crate::tensor::{TensorInfo, TensorSource, pieces};
 
-pub(super) use decompose::share;
+pub(super) use decompose::{Decomposed, Task, decompose, share};
 pub(super) use layer::bytes;
 use layer::{Fate, Outcome, Site};
 pub use options::{ExtractOptions, Method, RestPolicy, Split};

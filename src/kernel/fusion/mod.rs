@@ -1,0 +1,12 @@
+//! Several updates of one matrix made into one, by methods that are more than a sum. All of them see the updates alone, and none the factors
+//! that they happen to come in.
+
+mod core;
+mod prune;
+mod select;
+mod ties;
+
+pub(crate) use core::{Product, Term, core_space, iso_c, knots, tsv};
+pub(crate) use prune::Keep;
+pub(crate) use select::{Reading, cut};
+pub(crate) use ties::{agreed, kept};

@@ -188,3 +188,148 @@ fn key(method: CombineMethod, sum: &Sum, expert: u64, part: &Part, roots: &[Stri
     let bytes = numbers.chain(sum.tensor.bytes()).chain(root.bytes());
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapter::Adapter;
+    use crate::op::combine::align::align;
+    use crate::op::combine::weights::Weights;
+
+    fn adapters() -> Vec<Adapter> {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/adapters");
+        ["llama-qv-r8", "llama-all-r4", "llama-rslora"].map(|name| crate::open_adapter(format!("{root}/{name}")).unwrap()).into()
+    }
+
+    fn sums(adapters: &[Adapter], weights: &[f64]) -> Vec<Sum> {
+        let all: Vec<&Adapter> = adapters.iter().collect();
+        let order: Vec<usize> = (0..all.len()).collect();
+        align(&all, &order, &Weights::new(weights.to_vec(), &[]).unwrap()).unwrap()
+    }
+
+    const ROOTS: [&str; 3] = ["one", "two", "three"];
+
+    fn whole(sum: &Sum, method: CombineMethod, isa: Isa) -> Vec<f64> {
+        let blend = Blend::new(sum, 0, method, &ROOTS.map(str::to_owned), isa, &()).unwrap();
+        let mut all = Vec::new();
+        blend
+            .each(|_, values| {
+                all.extend_from_slice(values);
+                Ok(())
+            })
+            .unwrap();
+        all
+    }
+
+    /// The updates by definition: all of each, with the weight.
+    fn dense(sum: &Sum) -> Vec<Vec<f64>> {
+        let one = |part: &Part| {
+            let (out, inner) = part.target.out_in();
+            let (b, a) = read_factors(&part.target, 0, 0..out).unwrap();
+            let (rank, inner) = (part.target.scaling.rank as usize, inner as usize);
+            let at =
+                |n: usize| (0..rank).fold(0.0, |sum, k| sum + b[n / inner * rank + k] * a[k * inner + n % inner]) * part.scale();
+            (0..out as usize * inner).map(at).collect()
+        };
+        sum.parts.iter().map(one).collect()
+    }
+
+    /// What is left when all but the values with ranks `from..to` by falling size are dropped, by sorting.
+    fn sorted(update: &[f64], from: usize, to: usize) -> Vec<f64> {
+        let mut order: Vec<usize> = (0..update.len()).collect();
+        order.sort_by(|x, y| update[*y].abs().partial_cmp(&update[*x].abs()).unwrap());
+        let mut left = vec![0.0; update.len()];
+        order[from..to].iter().for_each(|i| left[*i] = update[*i]);
+        left
+    }
+
+    /// The election of TIES, literally.
+    fn elected(updates: &[Vec<f64>]) -> Vec<f64> {
+        let at = |i: usize| {
+            let sign = if updates.iter().map(|u| u[i]).sum::<f64>() >= 0.0 { 1.0 } else { -1.0 };
+            let of: Vec<f64> = updates.iter().map(|u| u[i]).filter(|x| *x != 0.0 && x.signum() == sign).collect();
+            if of.is_empty() { 0.0 } else { of.iter().sum::<f64>() / of.len() as f64 }
+        };
+        (0..updates[0].len()).map(at).collect()
+    }
+
+    fn added(updates: &[Vec<f64>]) -> Vec<f64> {
+        (0..updates[0].len()).map(|i| updates.iter().map(|u| u[i]).sum()).collect()
+    }
+
+    fn same(found: &[f64], wanted: &[f64], what: &str) {
+        assert_eq!(found.len(), wanted.len());
+        let largest = wanted.iter().fold(0.0f64, |most, x| most.max(x.abs()));
+        assert!(largest > 0.0, "{what}: nothing is left");
+        for (i, (x, y)) in found.iter().zip(wanted).enumerate() {
+            assert!((*x == 0.0) == (*y == 0.0) && (x - y).abs() <= 1e-12 * largest, "{what} at {i}: {x:e} for {y:e}");
+        }
+    }
+
+    #[test]
+    fn what_is_streamed_is_what_sorting_all_values_gives() {
+        let adapters = adapters();
+        for weights in [[1.0, 1.0, 1.0], [0.7, -0.4, 1.3]] {
+            for sum in sums(&adapters, &weights) {
+                let updates = dense(&sum);
+                let len = updates[0].len();
+                for density in [0.03, 0.2, 0.5, 1.0] {
+                    let count = (density * len as f64) as usize;
+                    let kept: Vec<Vec<f64>> = updates.iter().map(|u| sorted(u, 0, count)).collect();
+                    for isa in Isa::available() {
+                        same(&whole(&sum, CombineMethod::Ties { density }, isa), &elected(&kept), "ties");
+                        same(&whole(&sum, CombineMethod::MagnitudePrune { density }, isa), &added(&kept), "magnitude-prune");
+                    }
+                    let dropped = ((0.01 * len as f64) as usize).min(len - count);
+                    let middle: Vec<Vec<f64>> = updates.iter().map(|u| sorted(u, dropped, dropped + count)).collect();
+                    let method = CombineMethod::Breadcrumbs { density, outliers: 0.01 };
+                    same(&whole(&sum, method, Isa::best()), &added(&middle), "breadcrumbs");
+                }
+            }
+        }
+    }
+
+    /// Chance decides for each adapter by itself: what it leaves of one is found by giving that one alone.
+    #[test]
+    fn chance_drops_values_of_each_update_and_divides_the_rest() {
+        let adapters = adapters();
+        let all = sums(&adapters, &[1.0, 1.0, 1.0]);
+        let alone: Vec<Vec<Sum>> =
+            (0..3).map(|t| sums(&adapters, &[0, 1, 2].map(|other| if other == t { 1.0 } else { 0.0 }))).collect();
+        let (density, epsilon, seed) = (0.4, 0.3, 7);
+        for sum in all.iter().filter(|sum| sum.parts.len() > 1) {
+            let left = |method: CombineMethod| -> Vec<Vec<f64>> {
+                let part = |t: usize| alone[t].iter().find(|one| one.tensor == sum.tensor);
+                sum.parts.iter().map(|p| whole(part(p.adapter).unwrap(), method, Isa::best())).collect()
+            };
+            let linear = CombineMethod::DareLinear { density, seed };
+            let kept = left(linear);
+            for (kept, update) in kept.iter().zip(dense(sum)) {
+                let count = kept.iter().filter(|x| **x != 0.0).count() as f64 / kept.len() as f64;
+                assert!((count - density).abs() < 5.0 * (density * (1.0 - density) / kept.len() as f64).sqrt());
+                assert!(kept.iter().zip(&update).all(|(x, y)| *x == 0.0 || *x == y / density));
+            }
+            assert_ne!(
+                kept[0].iter().map(|x| *x == 0.0).collect::<Vec<_>>(),
+                kept[1].iter().map(|x| *x == 0.0).collect::<Vec<_>>()
+            );
+            same(&whole(sum, linear, Isa::best()), &added(&kept), "dare-linear");
+            same(&whole(sum, CombineMethod::DareTies { density, seed }, Isa::best()), &elected(&kept), "dare-ties");
+            assert_ne!(whole(sum, linear, Isa::best()), whole(sum, CombineMethod::DareLinear { density, seed: 8 }, Isa::best()));
+
+            let della = CombineMethod::Della { density, epsilon, seed };
+            let kept = left(della);
+            let (_, inner) = sum.out_in();
+            for (kept, update) in kept.iter().zip(dense(sum)) {
+                for (kept, row) in kept.chunks_exact(inner as usize).zip(update.chunks_exact(inner as usize)) {
+                    for (x, y) in kept.iter().zip(row).filter(|(x, _)| **x != 0.0) {
+                        let below = row.iter().filter(|other| other.abs() < y.abs()).count() as f64;
+                        let probability = density + epsilon * (below / (inner as f64 - 1.0) - 0.5);
+                        assert!((x - y / probability).abs() <= 1e-12 * y.abs() / probability, "{x} of {y}");
+                    }
+                }
+            }
+            same(&whole(sum, della, Isa::best()), &elected(&kept), "della");
+        }
+    }
+}

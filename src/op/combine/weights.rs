@@ -71,7 +71,7 @@ impl<'o> Weights<'o> {
     ///
     /// # Errors
     /// `U-001`.
-    pub(super) fn check_used<'n>(&self, tensors: &[Vec<&'n str>]) -> Result<()> {
+    pub(super) fn check_used(&self, tensors: &[Vec<&str>]) -> Result<()> {
         for (pattern, layer) in &self.layers {
             let of = tensors.iter().enumerate().filter(|(place, _)| layer.adapter.is_none_or(|wanted| wanted == *place));
             let mut names = of.flat_map(|(_, names)| names.iter().copied());

@@ -16,6 +16,13 @@ pub(crate) struct Dice {
     pub(crate) total: u64,
 }
 
+impl Dice {
+    /// A number in [0, 1) for an index, with 32 random bits.
+    pub(crate) fn unit(key: u64, index: u64) -> f64 {
+        unit(key, index)
+    }
+}
+
 /// Updates the tile, whose base is widened to F64.
 #[inline(always)]
 pub(super) fn update<G: Format, V: Value, const FMA: bool>(tile: &mut Tile<'_>, parts: &[Part<'_, V>], dice: Dice) -> Sums {

@@ -34,7 +34,9 @@ mod verify;
 mod write;
 
 pub use bake::{BakeOptions, bake};
-pub use combine::{Combination, CombineMethod, CombineOptions, LayerWeight, PartsPolicy, combine};
+pub use combine::{
+    Combination, CombineMethod, CombineOptions, LayerWeight, MajoritySign, PartsPolicy, PeftCombination, PeftKind, combine,
+};
 pub use convert::{ConvertOptions, ConvertTo, convert};
 pub use delta::{delta_rows, merge_tensor};
 pub use extract::{ActStats, ExtractOptions, Method, RestPolicy, Split, extract};

@@ -2,6 +2,7 @@
 //! that they happen to come in.
 
 mod core;
+pub(crate) mod peft;
 mod prune;
 mod select;
 mod ties;

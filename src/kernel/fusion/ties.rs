@@ -36,13 +36,13 @@ pub(crate) fn kept(density: f64, len: u64) -> u64 {
     ((density * len as f64) as u64).clamp(1, len.max(1))
 }
 
-/// The mean of the values that have the sign of their sum; + if that is 0. Values of 0 have none.
+/// The mean of the values whose votes have the sign of the sum of all votes; + if that is 0. Votes of 0 have none.
 #[inline(always)]
-pub(crate) fn agreed(values: impl Iterator<Item = f64> + Clone) -> f64 {
-    let total: f64 = values.clone().sum();
+pub(crate) fn agreed(values: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
+    let total: f64 = values.clone().map(|(vote, _)| vote).sum();
     let (mut sum, mut count) = (0.0, 0.0);
-    for value in values {
-        let agrees = if total >= 0.0 { value > 0.0 } else { value < 0.0 };
+    for (vote, value) in values {
+        let agrees = if total >= 0.0 { vote > 0.0 } else { vote < 0.0 };
         if agrees {
             sum += value;
             count += 1.0;
@@ -60,7 +60,8 @@ pub(super) fn ties(updates: &[Vec<f64>], density: f64) -> Vec<f64> {
         let kept = updates
             .iter()
             .zip(&cuts)
-            .map(move |(update, cut)| if cut.is_some_and(|cut| cut.keeps(update[i], i as u64)) { update[i] } else { 0.0 });
+            .map(move |(update, cut)| if cut.is_some_and(|cut| cut.keeps(update[i], i as u64)) { update[i] } else { 0.0 })
+            .map(|value| (value, value));
         agreed(kept)
     };
     (0..len).map(at).collect()
@@ -85,11 +86,12 @@ mod tests {
 
     #[test]
     fn what_agrees_with_the_sum_is_averaged() {
-        let of = |values: &[f64]| agreed(values.iter().copied());
+        let of = |values: &[f64]| agreed(values.iter().map(|value| (*value, *value)));
         assert_eq!(of(&[3.0, 1.0, -2.0]), 2.0);
         assert_eq!(of(&[1.0, -4.0, 0.0, -2.0]), -3.0);
         assert_eq!(of(&[1.0, -1.0]), 1.0);
         assert_eq!((of(&[0.0, 0.0]), of(&[])), (0.0, 0.0));
+        assert_eq!(agreed([(1.0, -2.0), (-3.0, 5.0), (-1.0, 1.0)].into_iter()), 3.0);
         // Two equal updates are one of them, and not twice.
         assert_eq!(ties(&[vec![1.0, -2.0], vec![1.0, -2.0]], 1.0), [1.0, -2.0]);
         assert_eq!(ties(&[vec![1.0, -2.0], vec![1.0, 3.0]], 0.5), [0.0, 3.0]);

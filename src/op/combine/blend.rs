@@ -8,6 +8,7 @@
 use std::ops::Range;
 
 use super::align::{Part, Sum};
+use super::compat::{Drops, MajoritySign};
 use super::method::CombineMethod;
 use crate::error::{Error, Result};
 use crate::exec::{Progress, interrupted, read_factors};
@@ -86,11 +87,29 @@ struct Scratch {
     raw: Vec<u8>,
 }
 
+/// How the values of several updates become one.
+#[derive(Clone, Copy, PartialEq)]
+enum Tally {
+    /// Their sum.
+    Sum,
+    /// The mean of those that have the sign of their sum, before the weights where these are still to come.
+    Elected,
+    /// As PEFT: the sign is that which most have.
+    MostSigns,
+}
+
+/// One of the updates of a matrix.
+struct Member<'p> {
+    update: Update<'p>,
+    keep: Keep,
+    /// Multiplies what is kept; 1 where the update has it already.
+    weight: f64,
+}
+
 /// What is made of several updates of one matrix.
 pub(super) struct Blend<'p> {
-    updates: Vec<(Update<'p>, Keep)>,
-    /// Signs are elected and means taken; otherwise it is the sum.
-    agrees: bool,
+    members: Vec<Member<'p>>,
+    tally: Tally,
     pub(super) rows: usize,
     pub(super) cols: usize,
 }
@@ -109,16 +128,23 @@ impl<'p> Blend<'p> {
         progress: &'p dyn Progress,
     ) -> Result<Self> {
         let (out, inner) = sum.out_in();
-        let mut updates = Vec::with_capacity(sum.parts.len());
-        for part in &sum.parts {
+        let mut members = Vec::with_capacity(sum.parts.len());
+        let mut parts: Vec<&Part> = sum.parts.iter().collect();
+        if let CombineMethod::Peft(_) = method {
+            parts.sort_by_key(|part| part.adapter);
+        }
+        for part in parts {
             let (left, right) = read_factors(&part.target, expert, 0..out)?;
             let rank = part.target.scaling.rank as usize;
-            let update = Update { left, right, rank, scale: part.scale(), cols: inner as usize, isa, progress };
+            let (scale, weight) = match method {
+                CombineMethod::Peft(_) => (part.target.scaling.effective(), part.weight),
+                _ => (part.scale(), 1.0),
+            };
+            let update = Update { left, right, rank, scale, cols: inner as usize, isa, progress };
             let keep = keep(&update, method, || key(method, sum, expert, part, roots))?;
-            updates.push((update, keep));
+            members.push(Member { update, keep, weight });
         }
-        let agrees = matches!(method, CombineMethod::Ties { .. } | CombineMethod::DareTies { .. } | CombineMethod::Della { .. });
-        Ok(Blend { updates, agrees, rows: out as usize, cols: inner as usize })
+        Ok(Blend { members, tally: tally(method), rows: out as usize, cols: inner as usize })
     }
 
     /// Computes all rows, a few at a time, from the first to the last.
@@ -127,29 +153,45 @@ impl<'p> Blend<'p> {
     /// `E-006`, and the first of `step`.
     pub(super) fn each(&self, mut step: impl FnMut(Range<usize>, &[f64]) -> Result<()>) -> Result<()> {
         let mut scratch = Scratch::default();
-        let mut tiles: Vec<Vec<f64>> = vec![Vec::new(); self.updates.len()];
+        let mut tiles: Vec<Vec<f64>> = vec![Vec::new(); self.members.len()];
         let mut out = Vec::new();
         for start in (0..self.rows).step_by(height(self.cols)) {
             let rows = start..(start + height(self.cols)).min(self.rows);
-            for ((update, keep), tile) in self.updates.iter().zip(&mut tiles) {
-                if update.progress.cancelled() {
+            for (member, tile) in self.members.iter().zip(&mut tiles) {
+                if member.update.progress.cancelled() {
                     return Err(interrupted());
                 }
-                update.values(&rows, &mut scratch, tile);
+                member.update.values(&rows, &mut scratch, tile);
                 for (row, i) in tile.chunks_exact_mut(self.cols).zip(rows.clone()) {
-                    keep.row(row, (i * self.cols) as u64);
+                    member.keep.row(row, (i * self.cols) as u64);
                 }
             }
             out.clear();
-            let count = rows.len() * self.cols;
-            if self.agrees {
-                out.extend((0..count).map(|i| agreed(tiles.iter().map(|tile| tile[i]))));
-            } else {
-                out.extend((0..count).map(|i| tiles.iter().map(|tile| tile[i]).sum::<f64>()));
+            let all = || self.members.iter().zip(&tiles);
+            let values = |i: usize| all().map(move |(member, tile)| (tile[i], member.weight * tile[i]));
+            let count = 0..rows.len() * self.cols;
+            match self.tally {
+                Tally::Sum => out.extend(count.map(|i| values(i).map(|(_, value)| value).sum::<f64>())),
+                Tally::Elected => out.extend(count.map(|i| agreed(values(i)))),
+                Tally::MostSigns => {
+                    let sign = |x: f64| if x == 0.0 { 0.0 } else { x.signum() };
+                    out.extend(count.map(|i| agreed(values(i).map(|(x, value)| (sign(x), value)))));
+                }
             }
             step(rows, &out)?;
         }
         Ok(())
+    }
+}
+
+fn tally(method: CombineMethod) -> Tally {
+    match method {
+        CombineMethod::Ties { .. } | CombineMethod::DareTies { .. } | CombineMethod::Della { .. } => Tally::Elected,
+        CombineMethod::Peft(peft) if peft.kind.elects() => match peft.majority {
+            MajoritySign::Total => Tally::Elected,
+            MajoritySign::Frequency => Tally::MostSigns,
+        },
+        _ => Tally::Sum,
     }
 }
 
@@ -169,6 +211,11 @@ fn keep(update: &Update<'_>, method: CombineMethod, key: impl Fn() -> u64) -> Re
         CombineMethod::DareLinear { density, .. } | CombineMethod::DareTies { density, .. } => {
             Keep::ByChance { density, key: key() }
         }
+        CombineMethod::Peft(peft) => match peft.kind.drops() {
+            Drops::Small if peft.density < 1.0 => Keep::Between { first: None, last: cut(update, kept(peft.density, len))? },
+            Drops::ByChance if peft.density < 1.0 => Keep::ByChance { density: peft.density, key: key() },
+            Drops::Nothing | Drops::Small | Drops::ByChance => Keep::All,
+        },
         CombineMethod::Della { density, epsilon, .. } => Keep::ByRank { density, epsilon, key: key() },
         CombineMethod::Linear
         | CombineMethod::Cat
@@ -182,7 +229,7 @@ fn keep(update: &Update<'_>, method: CombineMethod, key: impl Fn() -> u64) -> Re
 }
 
 /// The key of the chance: another one for each seed, tensor, expert and adapter, whatever the order of the adapters is (FNV-1a, 64 bits).
-fn key(method: CombineMethod, sum: &Sum, expert: u64, part: &Part, roots: &[String]) -> u64 {
+pub(super) fn key(method: CombineMethod, sum: &Sum, expert: u64, part: &Part, roots: &[String]) -> u64 {
     let root = roots.get(part.adapter).map_or("", String::as_str);
     let numbers = method.seed().unwrap_or(0).to_le_bytes().into_iter().chain(expert.to_le_bytes());
     let bytes = numbers.chain(sum.tensor.bytes()).chain(root.bytes());

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::align::Sum;
 use super::blend::Blend;
 use super::made::{Each, Made};
+use super::method::CombineMethod;
 use super::mixed::Mixed;
 use super::options::CombineOptions;
 use super::wanted::{name, shapes, targets};
@@ -14,7 +15,7 @@ use crate::error::{Diagnostic, Error, Result};
 use crate::exec::{self, Difference, Progress, Weight};
 use crate::kernel::{Float, Isa};
 use crate::op::crew;
-use crate::op::extract::{Decomposed, ExtractOptions, Task, bytes, decompose};
+use crate::op::extract::{Decomposed, ExtractOptions, Split, Task, bytes, decompose};
 use crate::op::rank::RankRule;
 use crate::op::spool::Spool;
 use crate::report::text::plural;
@@ -26,6 +27,10 @@ pub(super) struct Site<'s> {
     pub(super) mixed: &'s Mixed,
     pub(super) roots: &'s [String],
     pub(super) options: &'s CombineOptions,
+    pub(super) method: CombineMethod,
+    /// For ranks; none keeps as many components as the adapters have together.
+    pub(super) rule: Option<RankRule>,
+    pub(super) split: Split,
     pub(super) progress: &'s dyn Progress,
     /// Makes a spool.
     pub(super) spool: &'s (dyn Fn() -> Result<Spool> + Sync),
@@ -72,8 +77,8 @@ impl Site<'_> {
     /// Decomposes one sum into the spool.
     fn one(&self, sum: &Sum, spool: &Spool) -> Result<Stored> {
         let dtype = self.options.dtype.unwrap_or(Dtype::F32);
-        let rule = self.options.rank.unwrap_or(RankRule::Fixed(sum.rank()));
-        let extract = ExtractOptions { rank: rule, dtype, split: self.options.split, ..Default::default() };
+        let rule = self.rule.unwrap_or(RankRule::Fixed(sum.rank()));
+        let extract = ExtractOptions { rank: rule, dtype, split: self.split, ..Default::default() };
         let found = (0..sum.experts()).map(|expert| self.matrix(sum, expert, &extract)).collect::<Result<Vec<_>>>()?;
         let rank = found.iter().map(|found| found.rank).max().unwrap_or(0);
         let total = |of: fn(&Decomposed) -> f64| found.iter().map(of).sum();
@@ -103,7 +108,7 @@ impl Site<'_> {
     /// Decomposes one matrix.
     fn matrix(&self, sum: &Sum, expert: u64, extract: &ExtractOptions) -> Result<Decomposed> {
         let isa = if self.options.exec.portable { Isa::Portable } else { Isa::best() };
-        let blend = Blend::new(sum, expert, self.options.method, self.roots, isa, self.progress)?;
+        let blend = Blend::new(sum, expert, self.method, self.roots, isa, self.progress)?;
         let scratch = (self.spool)()?;
         let shape = Shape::new(vec![blend.rows as u64, blend.cols as u64]).unwrap_or_default();
         let place = scratch.reserve(&sum.tensor, TensorInfo { dtype: Dtype::F32, shape });

@@ -3,6 +3,7 @@
 
 use serde_json::{Value, json};
 
+use super::compat::{Drops, PeftCombination};
 use crate::error::{Error, Result};
 use crate::rules;
 
@@ -80,6 +81,8 @@ pub enum CombineMethod {
     /// The sum with each of its singular values replaced by their mean (Iso-C, Marczak et al. 2025, section 4.1). The mean is that of the
     /// values that are not zero: an update of low rank has no others.
     IsoC,
+    /// As PEFT's `add_weighted_adapter` does it.
+    Peft(PeftCombination),
 }
 
 impl CombineMethod {
@@ -100,6 +103,7 @@ impl CombineMethod {
             CombineMethod::CoreSpace { .. } => "core-space",
             CombineMethod::Tsv => "tsv",
             CombineMethod::IsoC => "iso-c",
+            CombineMethod::Peft(peft) => peft.kind.name(),
         }
     }
 
@@ -112,6 +116,7 @@ impl CombineMethod {
             | CombineMethod::DareTies { .. }
             | CombineMethod::Della { .. }
             | CombineMethod::Breadcrumbs { .. } => true,
+            CombineMethod::Peft(peft) => peft.kind.is_by_value(),
             CombineMethod::Linear
             | CombineMethod::Cat
             | CombineMethod::Svd
@@ -132,6 +137,8 @@ impl CombineMethod {
             | CombineMethod::CoreSpace { density }
             | CombineMethod::DareLinear { density, .. }
             | CombineMethod::DareTies { density, .. } => vec![("density", density)],
+            CombineMethod::Peft(peft) if peft.kind.drops() == Drops::Nothing => Vec::new(),
+            CombineMethod::Peft(peft) => vec![("density", peft.density)],
             CombineMethod::Della { density, epsilon, .. } => vec![("density", density), ("epsilon", epsilon)],
             CombineMethod::Breadcrumbs { density, outliers } => vec![("density", density), ("outliers", outliers)],
             CombineMethod::Linear
@@ -149,6 +156,7 @@ impl CombineMethod {
             CombineMethod::DareLinear { seed, .. } | CombineMethod::DareTies { seed, .. } | CombineMethod::Della { seed, .. } => {
                 Some(seed)
             }
+            CombineMethod::Peft(peft) => (peft.kind.drops() == Drops::ByChance).then_some(peft.seed),
             _ => None,
         }
     }
@@ -159,6 +167,9 @@ impl CombineMethod {
         self.numbers().into_iter().for_each(|(name, number)| drop(value.insert(name.to_owned(), json!(number))));
         value.insert("name".to_owned(), json!(self.name()));
         self.seed().into_iter().for_each(|seed| drop(value.insert("seed".to_owned(), json!(seed))));
+        if let CombineMethod::Peft(peft) = self {
+            value.insert("majority_sign".to_owned(), json!(peft.majority.name()));
+        }
         value.sort_keys();
         Value::Object(value)
     }

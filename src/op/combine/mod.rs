@@ -7,6 +7,7 @@ mod arc;
 mod base;
 mod blend;
 mod blended;
+mod compat;
 mod fused;
 mod made;
 mod measure;
@@ -32,12 +33,14 @@ use crate::error::{Diagnostic, Error, Result};
 use crate::exec::{self, Progress};
 use crate::io::{Overwrite, check_output};
 use crate::op::ConvertTo;
+use crate::op::extract::Split;
 use crate::plan::Weighted;
 use crate::report::{CombineReport, CombinedAdapter, Note};
 use crate::rules;
 use crate::tensor::Dtype;
 
 use align::Sum;
+pub use compat::{MajoritySign, PeftCombination, PeftKind};
 use made::{Each, Made, share};
 pub use method::CombineMethod;
 use mixed::Mixed;
@@ -120,7 +123,16 @@ impl Combination {
             ..AdapterParts::default()
         };
         let spool = || Spool::new(beside);
-        let maker = Maker { sums: &sums, mixed: &mixed, exact: &exact, roots: &roots, beside, options, progress };
+        let maker = Maker {
+            adapters: adapters.len(),
+            sums: &sums,
+            mixed: &mixed,
+            exact: &exact,
+            roots: &roots,
+            beside,
+            options,
+            progress,
+        };
         let made = maker.made(parts, &wide, &spool)?;
         warnings.extend(made.warnings);
         warnings.extend(made.adapter.warnings().iter().cloned());
@@ -190,6 +202,8 @@ impl Combination {
 
 /// What a method works on.
 struct Maker<'m> {
+    /// How many there are.
+    adapters: usize,
     sums: &'m [Sum],
     mixed: &'m Mixed,
     /// The plain sums, in f64.
@@ -203,33 +217,63 @@ struct Maker<'m> {
 impl Maker<'_> {
     /// The adapter that is stored; `parts` are those without targets, and `wide` the layout of the plain sums.
     fn made(&self, parts: AdapterParts, wide: &Layout, spool: &(dyn Fn() -> Result<Spool> + Sync)) -> Result<Made> {
-        let Maker { sums, mixed, exact, roots, beside, options, progress } = *self;
+        let Maker { sums, mixed, exact, roots, beside, options, progress, .. } = *self;
         if sums.is_empty() {
             let adapter = Adapter::new(parts, &options.limits)?;
             return Ok(Made { adapter, each: Vec::new(), warnings: Vec::new() });
         }
         match options.method {
+            CombineMethod::Peft(peft) => self.as_peft(compat::settled(peft, self.adapters), parts, wide, spool),
             CombineMethod::Linear | CombineMethod::Cat => self.summed(parts, wide, exact, options.rank, spool),
-            CombineMethod::Svd => {
-                let ranks = sums.iter().flat_map(|sum| &sum.parts).map(|part| part.target.scaling.rank);
-                let rule = options.rank.unwrap_or(RankRule::Fixed(ranks.max().unwrap_or(1)));
-                self.summed(parts, wide, exact, Some(rule), spool)
-            }
+            CombineMethod::Svd => self.summed(parts, wide, exact, Some(options.rank.unwrap_or(self.highest())), spool),
             CombineMethod::Slerp => {
                 let arc = Layout::with(arc::gains(sums)?);
                 let wanted = wanted::side_by_side(sums, &arc, mixed, beside)?;
                 self.summed(parts, &arc, &wanted, options.rank, spool)?.away_from(exact, options)
             }
             method if method.is_by_value() => {
-                let site = blended::Site { mixed, roots, options, progress, spool };
+                let site =
+                    blended::Site { mixed, roots, options, method, rule: options.rank, split: options.split, progress, spool };
                 site.made(sums, parts)?.away_from(exact, options)
             }
             _ => {
                 let wanted = fused::wanted(sums, mixed, spool()?, options, progress)?;
                 let rule = options.rank.unwrap_or(RankRule::Fixed(options.limits.rank));
-                self.cut(parts, wanted, rule, spool()?)?.away_from(exact, options)
+                self.cut(parts, wanted, (rule, options.split), spool()?)?.away_from(exact, options)
             }
         }
+    }
+
+    /// As PEFT does it.
+    fn as_peft(
+        &self,
+        peft: PeftCombination,
+        parts: AdapterParts,
+        wide: &Layout,
+        spool: &(dyn Fn() -> Result<Spool> + Sync),
+    ) -> Result<Made> {
+        let Maker { sums, mixed, exact, roots, options, progress, .. } = *self;
+        let rule = options.rank.unwrap_or(self.highest());
+        match peft.kind {
+            PeftKind::Cat => self.summed(parts, wide, exact, None, spool),
+            // PEFT leaves the singular values to B.
+            PeftKind::Svd => self.cut(parts, exact.to_vec(), (rule, Split::B), spool()?),
+            kind if kind.is_by_factor() => {
+                let factors = compat::Factors { peft, mixed, roots, options, progress };
+                factors.made(sums, parts, spool()?)?.away_from(exact, options)
+            }
+            _ => {
+                let method = CombineMethod::Peft(peft);
+                let site = blended::Site { mixed, roots, options, method, rule: Some(rule), split: Split::B, progress, spool };
+                site.made(sums, parts)?.away_from(exact, options)
+            }
+        }
+    }
+
+    /// The highest rank that one of the adapters has.
+    fn highest(&self) -> RankRule {
+        let ranks = self.sums.iter().flat_map(|sum| &sum.parts).map(|part| part.target.scaling.rank);
+        RankRule::Fixed(ranks.max().unwrap_or(1))
     }
 
     /// Factors side by side, as they are or with other ranks.
@@ -242,7 +286,7 @@ impl Maker<'_> {
         spool: &(dyn Fn() -> Result<Spool> + Sync),
     ) -> Result<Made> {
         if let Some(rule) = rule {
-            return self.cut(parts, wanted.to_vec(), rule, spool()?);
+            return self.cut(parts, wanted.to_vec(), (rule, self.options.split), spool()?);
         }
         let layout = Layout::stored(self.sums, layout, self.options.dtype);
         let stored = wanted::side_by_side(self.sums, &layout, self.mixed, self.beside)?;
@@ -252,13 +296,13 @@ impl Maker<'_> {
     }
 
     /// The best updates of other ranks.
-    fn cut(&self, parts: AdapterParts, wanted: Vec<Target>, rule: RankRule, spool: Spool) -> Result<Made> {
+    fn cut(&self, parts: AdapterParts, wanted: Vec<Target>, (rank, split): (RankRule, Split), spool: Spool) -> Result<Made> {
         let options = self.options;
         let whole = Adapter::new(AdapterParts { targets: wanted, ..parts }, &options.limits)?;
         let resize = ResizeOptions {
-            rank: rule,
+            rank,
             loader: options.loader,
-            split: options.split,
+            split,
             dtype: Some(options.dtype.unwrap_or(Dtype::F32)),
             exec: options.exec.clone(),
             limits: options.limits.clone(),

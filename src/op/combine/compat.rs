@@ -1,0 +1,257 @@
+//! `add_weighted_adapter` of PEFT 0.21.2 (`peft/tuners/lora/model.py`), for those who have to reproduce or to compare what it made: the same
+//! steps in the same order and precision. Six of its eleven types work on A and B by themselves, so that their results are no sums of
+//! updates; the report says how far they are from it. Where PEFT writes a wrong scale or a rank that cannot be loaded, the scale and the rank
+//! that it means are written.
+
+use std::sync::Arc;
+
+use super::align::{Part, Sum};
+use super::blend::key;
+use super::made::{Each, Made};
+use super::method::CombineMethod;
+use super::mixed::Mixed;
+use super::options::CombineOptions;
+use super::wanted::{name, shapes, targets};
+use crate::adapter::{Adapter, AdapterParts};
+use crate::error::{Error, Result};
+use crate::exec::{self, Progress, read_factors};
+use crate::kernel::fusion::peft::{Majority, disjoint_merge, prune_by_chance, prune_by_magnitude, task_arithmetic};
+use crate::kernel::{Dice, Float};
+use crate::op::crew;
+use crate::op::spool::Spool;
+use crate::rules;
+use crate::tensor::{Dtype, TensorInfo, TensorSource};
+
+/// A combination as PEFT makes it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PeftCombination {
+    /// PEFT's `combination_type`.
+    pub kind: PeftKind,
+    /// The share of values that is kept, for types that drop some.
+    pub density: f64,
+    /// PEFT's `majority_sign_method`, for types that elect signs.
+    pub majority: MajoritySign,
+    /// Of the chance, which in PEFT is that of torch.
+    pub seed: u64,
+}
+
+/// PEFT's `combination_type`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PeftKind {
+    /// A = Σ ±√|wₜ·sₜ|·Aₜ and B = Σ √|wₜ·sₜ|·Bₜ.
+    Linear,
+    /// The sum, with the factors side by side.
+    Cat,
+    /// The sum, with the best update of the highest rank.
+    Svd,
+    /// TIES of the A, and of the B.
+    Ties,
+    /// TIES of the updates, with the best update of the highest rank.
+    TiesSvd,
+    /// DARE of the A, and of the B.
+    DareLinear,
+    /// DARE and TIES of the A, and of the B.
+    DareTies,
+    /// DARE of the updates.
+    DareLinearSvd,
+    /// DARE and TIES of the updates.
+    DareTiesSvd,
+    /// The largest values of the A, and of the B.
+    MagnitudePrune,
+    /// The largest values of the updates.
+    MagnitudePruneSvd,
+}
+
+/// PEFT's `majority_sign_method`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MajoritySign {
+    /// The sign of the sum.
+    Total,
+    /// The sign that most have.
+    Frequency,
+}
+
+impl MajoritySign {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            MajoritySign::Total => "total",
+            MajoritySign::Frequency => "frequency",
+        }
+    }
+
+    fn kernel(self) -> Majority {
+        match self {
+            MajoritySign::Total => Majority::Total,
+            MajoritySign::Frequency => Majority::Frequency,
+        }
+    }
+}
+
+/// What a type drops before it adds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Drops {
+    Nothing,
+    Small,
+    ByChance,
+}
+
+impl PeftKind {
+    /// All eleven.
+    pub const ALL: [PeftKind; 11] = [
+        PeftKind::Linear,
+        PeftKind::Cat,
+        PeftKind::Svd,
+        PeftKind::Ties,
+        PeftKind::TiesSvd,
+        PeftKind::DareLinear,
+        PeftKind::DareTies,
+        PeftKind::DareLinearSvd,
+        PeftKind::DareTiesSvd,
+        PeftKind::MagnitudePrune,
+        PeftKind::MagnitudePruneSvd,
+    ];
+
+    /// PEFT's name of it, behind `peft:`.
+    pub fn name(self) -> &'static str {
+        match self {
+            PeftKind::Linear => "peft:linear",
+            PeftKind::Cat => "peft:cat",
+            PeftKind::Svd => "peft:svd",
+            PeftKind::Ties => "peft:ties",
+            PeftKind::TiesSvd => "peft:ties_svd",
+            PeftKind::DareLinear => "peft:dare_linear",
+            PeftKind::DareTies => "peft:dare_ties",
+            PeftKind::DareLinearSvd => "peft:dare_linear_svd",
+            PeftKind::DareTiesSvd => "peft:dare_ties_svd",
+            PeftKind::MagnitudePrune => "peft:magnitude_prune",
+            PeftKind::MagnitudePruneSvd => "peft:magnitude_prune_svd",
+        }
+    }
+
+    pub(super) fn elects(self) -> bool {
+        matches!(self, PeftKind::Ties | PeftKind::TiesSvd | PeftKind::DareTies | PeftKind::DareTiesSvd)
+    }
+
+    /// Works on single values of the updates, and then takes the best of a rank.
+    pub(super) fn is_by_value(self) -> bool {
+        matches!(self, PeftKind::TiesSvd | PeftKind::DareLinearSvd | PeftKind::DareTiesSvd | PeftKind::MagnitudePruneSvd)
+    }
+
+    /// Works on A and B by themselves.
+    pub(super) fn is_by_factor(self) -> bool {
+        !self.is_by_value() && !matches!(self, PeftKind::Cat | PeftKind::Svd)
+    }
+
+    pub(super) fn drops(self) -> Drops {
+        match self {
+            PeftKind::Linear | PeftKind::Cat | PeftKind::Svd => Drops::Nothing,
+            PeftKind::Ties | PeftKind::TiesSvd | PeftKind::MagnitudePrune | PeftKind::MagnitudePruneSvd => Drops::Small,
+            PeftKind::DareLinear | PeftKind::DareTies | PeftKind::DareLinearSvd | PeftKind::DareTiesSvd => Drops::ByChance,
+        }
+    }
+}
+
+/// With a single adapter PEFT does `linear`, whatever was asked for (`_check_add_weighted_adapter`).
+pub(super) fn settled(peft: PeftCombination, adapters: usize) -> PeftCombination {
+    if adapters == 1 { PeftCombination { kind: PeftKind::Linear, ..peft } } else { peft }
+}
+
+/// What the types that work on factors are made with.
+pub(super) struct Factors<'f> {
+    pub(super) peft: PeftCombination,
+    pub(super) mixed: &'f Mixed,
+    pub(super) roots: &'f [String],
+    pub(super) options: &'f CombineOptions,
+    pub(super) progress: &'f dyn Progress,
+}
+
+impl Factors<'_> {
+    /// The adapter that is stored; `parts` are those without targets.
+    ///
+    /// # Errors
+    /// `A-002` for a tensor whose factors have different ranks; `A-008`, `A-031`, `E-001`, `E-002`, `E-004`, `E-006`.
+    pub(super) fn made(&self, sums: &[Sum], parts: AdapterParts, spool: Spool) -> Result<Made> {
+        for sum in sums {
+            same_ranks(sum, self.peft.kind)?;
+        }
+        let sizes: Vec<u64> = sums.iter().map(|sum| sum.rank() * (sum.out_in().0 + sum.out_in().1) * sum.experts()).collect();
+        exec::on_threads(&self.options.exec, || {
+            crew::each(&sizes, |i| {
+                if self.progress.cancelled() {
+                    return Err(exec::interrupted());
+                }
+                self.one(&sums[i], &spool)
+            })
+        })?;
+        let source: Arc<dyn TensorSource> = Arc::new(spool.finish());
+        let ranks = sums.iter().map(|sum| (rank(sum), 1.0));
+        let targets = targets(sums, ranks, &source, self.mixed)?;
+        let each = sums.iter().map(|sum| Each::of_sum(sum, rank(sum), 0.0, 0.0)).collect();
+        let adapter = Adapter::new(AdapterParts { targets, ..parts }, &self.options.limits)?;
+        Ok(Made { adapter, each, warnings: Vec::new() })
+    }
+
+    fn one(&self, sum: &Sum, spool: &Spool) -> Result<()> {
+        let (shape_a, shape_b) = shapes(sum, rank(sum))?;
+        let place_a = spool.reserve(&name(sum, "A"), TensorInfo { dtype: Dtype::F32, shape: shape_a });
+        let place_b = spool.reserve(&name(sum, "B"), TensorInfo { dtype: Dtype::F32, shape: shape_b });
+        let mut parts: Vec<&Part> = sum.parts.iter().collect();
+        parts.sort_by_key(|part| part.adapter);
+        for expert in 0..sum.experts() {
+            let (mut all_a, mut all_b) = (Vec::new(), Vec::new());
+            for part in &parts {
+                let (b, a) = read_factors(&part.target, expert, 0..sum.out_in().0)?;
+                let narrow = |values: Vec<f64>| values.into_iter().map(|value| value as f32).collect::<Vec<f32>>();
+                all_a.push(narrow(a));
+                all_b.push(narrow(b));
+            }
+            let roots: Vec<f64> = parts.iter().map(|part| part.scale().abs().sqrt()).collect();
+            let weights_b: Vec<f32> = roots.iter().map(|root| *root as f32).collect();
+            let sign = |part: &&Part| if part.scale() >= 0.0 { 1.0 } else { -1.0 };
+            let weights_a: Vec<f32> = parts.iter().zip(&roots).map(|(part, root)| (root * sign(part)) as f32).collect();
+            for (place, all, weights, which) in [(place_a, all_a, weights_a, 0), (place_b, all_b, weights_b, 1)] {
+                let merged = self.merged(all, &weights, |t, index| {
+                    let key = key(CombineMethod::Peft(self.peft), sum, 2 * expert + which, parts[t], self.roots);
+                    Dice::unit(key, index) < self.peft.density
+                });
+                if merged.iter().any(|value| !value.is_finite()) {
+                    let message = format!("a factor of {:?} leaves the range of F32", sum.tensor);
+                    return Err(Error::new(rules::RESULT_FINITE, message).tensor(&sum.tensor));
+                }
+                let wide: Vec<f64> = merged.iter().map(|value| f64::from(*value)).collect();
+                let mut raw = vec![0; 4 * wide.len()];
+                Float::F32.narrow(&wide, &mut raw);
+                spool.put(place, expert * raw.len() as u64, &raw)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One factor of all adapters; `keeps` says which values of the t-th chance leaves.
+    fn merged(&self, mut tensors: Vec<Vec<f32>>, weights: &[f32], keeps: impl Fn(usize, u64) -> bool) -> Vec<f32> {
+        let PeftCombination { kind, density, majority, .. } = self.peft;
+        for (t, tensor) in tensors.iter_mut().enumerate() {
+            match kind.drops() {
+                Drops::Nothing => {}
+                Drops::Small => prune_by_magnitude(tensor, density),
+                Drops::ByChance => prune_by_chance(tensor, density, |index| keeps(t, index)),
+            }
+        }
+        if kind.elects() { disjoint_merge(&tensors, weights, majority.kernel()) } else { task_arithmetic(&tensors, weights) }
+    }
+}
+
+fn rank(sum: &Sum) -> u64 {
+    sum.parts.first().map_or(1, |part| part.target.scaling.rank)
+}
+
+fn same_ranks(sum: &Sum, kind: PeftKind) -> Result<()> {
+    let ranks: Vec<u64> = sum.parts.iter().map(|part| part.target.scaling.rank).collect();
+    if ranks.iter().all(|rank| *rank == ranks[0]) {
+        return Ok(());
+    }
+    let message = format!("{} adds A to A and B to B, and those of {:?} have ranks {ranks:?}", kind.name(), sum.tensor);
+    Err(Error::new(rules::RANK_AGREES, message)
+        .tensor(&sum.tensor)
+        .help("PEFT refuses it too; --method linear adds updates of any ranks"))
+}

@@ -4,10 +4,11 @@ use std::ffi::OsString;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 
 use super::{FactorDtype, OpenArgs, SplitArg, To, loader_parser};
-use crate::Loader;
+use crate::{Loader, PeftKind};
 
 /// Write several adapters as one
 #[derive(Debug, Args)]
@@ -33,6 +34,12 @@ pub(in super::super) struct CombineArgs {
     /// What becomes of the updates
     #[arg(long, value_enum, default_value_t = CombineMethodArg::Linear, hide_possible_values = true, help_heading = "How it is combined")]
     pub method: CombineMethodArg,
+    /// As PEFT's add_weighted_adapter does it: peft:linear, peft:cat, peft:svd, … (see below)
+    #[arg(long, value_name = "peft:TYPE", value_parser = peft_parser(), hide_possible_values = true, conflicts_with = "method", help_heading = "How it is combined")]
+    pub compat: Option<PeftKind>,
+    /// What decides a sign in those of PEFT's types that elect one
+    #[arg(long, value_enum, requires = "compat", help_heading = "How it is combined")]
+    pub majority_sign: Option<MajoritySignArg>,
     /// The weight of some targets, as a factor: a glob over parts of their names; of adapter N alone with N: in front; may be repeated
     #[arg(long, value_name = "[N:]GLOB=W", help_heading = "How it is combined", allow_hyphen_values = true)]
     pub weight: Vec<String>,
@@ -101,6 +108,21 @@ pub(in super::super) enum CombineMethodArg {
     IsoC,
 }
 
+/// What decides a sign.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(in super::super) enum MajoritySignArg {
+    /// The sum of the values
+    Total,
+    /// The sign that most have
+    Frequency,
+}
+
+/// The types of PEFT by their names, of which the library has the list.
+fn peft_parser() -> impl TypedValueParser<Value = PeftKind> {
+    let names = PossibleValuesParser::new(PeftKind::ALL.map(PeftKind::name));
+    names.map(|name| PeftKind::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or(PeftKind::Linear))
+}
+
 /// What becomes of parts that have no sum.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(in super::super) enum PartsArg {
@@ -128,6 +150,10 @@ Methods:
   core-space       ties in the space that the factors span
   tsv              singular vectors of all, made orthonormal
   iso-c            the sum with equal singular values
+
+Of PEFT: linear, cat, svd, ties, ties_svd, dare_linear, dare_linear_svd,
+  dare_ties, dare_ties_svd, magnitude_prune, magnitude_prune_svd. Those without
+  svd, but for cat, mix A with A and B with B, and are no sum of updates.
 
 Examples:
   loratool combine ./a:0.7 ./b:-0.3 -o ./ab

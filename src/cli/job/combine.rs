@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use super::super::args::{CombineArgs, CombineMethodArg, PartsArg};
+use super::super::args::{CombineArgs, CombineMethodArg, MajoritySignArg, PartsArg};
 use super::super::number;
 use super::extract::{budget, by_name, dtype, split};
 use super::{open, overwrite, weighted};
 use crate::{
-    CombineMethod, CombineOptions, Error, ExecOptions, LayerWeight, OpenOptions, PartsPolicy, RankRule, ReadMode, Result, rules,
+    CombineMethod, CombineOptions, Error, ExecOptions, LayerWeight, MajoritySign, OpenOptions, PartsPolicy, PeftCombination,
+    PeftKind, RankRule, ReadMode, Result, rules,
 };
 
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub(in super::super) struct CombineJob {
 pub(super) fn combine(args: CombineArgs) -> Result<CombineJob> {
     let output = args.output.clone().unwrap_or_else(|| PathBuf::from("."));
     let options = CombineOptions {
-        method: method(&args)?,
+        method: args.compat.map_or_else(|| method(&args), |kind| peft(kind, &args))?,
         layers: args.weight.iter().map(|text| layer(text)).collect::<Result<_>>()?,
         rank: rule(&args)?,
         loader: args.loader,
@@ -96,6 +97,36 @@ fn method(args: &CombineArgs) -> Result<CombineMethod> {
             Err(Error::new(rules::ARGUMENT, message).help(format!("leave out --{flag}")))
         }
     }
+}
+
+/// As PEFT, which has no default density.
+fn peft(kind: PeftKind, args: &CombineArgs) -> Result<CombineMethod> {
+    let refuse = |message: String, help: String| Err(Error::new(rules::ARGUMENT, message).help(help));
+    let unused = [
+        ("density", args.density.is_some() && !kind.takes_density()),
+        ("seed", args.seed.is_some() && !kind.takes_seed()),
+        ("majority-sign", args.majority_sign.is_some() && !kind.takes_majority()),
+        ("epsilon", args.epsilon.is_some()),
+        ("outliers", args.outliers.is_some()),
+    ];
+    if let Some((flag, _)) = unused.iter().find(|(_, is_unused)| *is_unused) {
+        return refuse(format!("{} does not take a {flag}", kind.name()), format!("leave out --{flag}"));
+    }
+    let density = match &args.density {
+        Some(text) => number::finite(text, "density")?,
+        None if kind.takes_density() => {
+            return refuse(
+                format!("{} takes a density, for which PEFT has no default", kind.name()),
+                "give --density 0.5, for example".into(),
+            );
+        }
+        None => 1.0,
+    };
+    let majority = match args.majority_sign {
+        Some(MajoritySignArg::Frequency) => MajoritySign::Frequency,
+        _ => MajoritySign::Total,
+    };
+    Ok(CombineMethod::Peft(PeftCombination { kind, density, majority, seed: args.seed.unwrap_or(0) }))
 }
 
 /// At most one of them is given.

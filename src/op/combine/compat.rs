@@ -128,6 +128,21 @@ impl PeftKind {
         }
     }
 
+    /// Drops values, as many as a density says.
+    pub fn takes_density(self) -> bool {
+        self.drops() != Drops::Nothing
+    }
+
+    /// Leaves something to chance.
+    pub fn takes_seed(self) -> bool {
+        self.drops() == Drops::ByChance
+    }
+
+    /// Elects signs.
+    pub fn takes_majority(self) -> bool {
+        self.elects()
+    }
+
     pub(super) fn elects(self) -> bool {
         matches!(self, PeftKind::Ties | PeftKind::TiesSvd | PeftKind::DareTies | PeftKind::DareTiesSvd)
     }
@@ -254,4 +269,61 @@ fn same_ranks(sum: &Sum, kind: PeftKind) -> Result<()> {
     Err(Error::new(rules::RANK_AGREES, message)
         .tensor(&sum.tensor)
         .help("PEFT refuses it too; --method linear adds updates of any ranks"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::safetensors::{SafetensorsFile, Strictness};
+    use crate::io::ReadMode;
+    use crate::limits::Limits;
+
+    fn ulps(x: f32, y: f32) -> u64 {
+        let place = |x: f32| if x.is_sign_negative() { -i64::from(x.to_bits() & 0x7fff_ffff) } else { i64::from(x.to_bits()) };
+        place(x).abs_diff(place(y))
+    }
+
+    /// Every operator of `merge_utils`, chance included: its masks are in the golden.
+    #[test]
+    fn the_operators_are_those_of_peft() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/goldens/combine/operators.safetensors");
+        let file = SafetensorsFile::open(path.as_ref(), ReadMode::Read, Strictness::Strict, &Limits::default()).unwrap();
+        let read = |name: &str| -> Vec<f32> {
+            let mut raw = vec![0; file.info(name).unwrap().bytes() as usize];
+            file.read(name, 0, &mut raw).unwrap();
+            raw.as_chunks::<4>().0.iter().map(|raw| f32::from_le_bytes(*raw)).collect()
+        };
+        let tensors: Vec<Vec<f32>> = (0..3).map(|t| read(&format!("x{t}"))).collect();
+        let masks: Vec<Vec<f32>> = (0..3).map(|t| read(&format!("mask{t}"))).collect();
+        let (weights, density) = (read("weights"), 0.6);
+        let large: Vec<Vec<f32>> = tensors
+            .iter()
+            .cloned()
+            .map(|mut x| {
+                prune_by_magnitude(&mut x, density);
+                x
+            })
+            .collect();
+        let lucky: Vec<Vec<f32>> = tensors
+            .iter()
+            .cloned()
+            .zip(&masks)
+            .map(|(mut x, mask)| {
+                prune_by_chance(&mut x, density, |index| mask[index as usize] != 0.0);
+                x
+            })
+            .collect();
+        let same = |found: Vec<f32>, name: &str| {
+            let wanted = read(name);
+            let most = found.iter().zip(&wanted).map(|(x, y)| ulps(*x, *y)).max().unwrap();
+            assert!(found.len() == wanted.len() && most <= 2, "{name}: {most} ulps");
+        };
+        same(task_arithmetic(&tensors, &weights), "task_arithmetic");
+        same(task_arithmetic(&large, &weights), "magnitude_prune");
+        same(task_arithmetic(&lucky, &weights), "dare_linear");
+        for majority in [MajoritySign::Total, MajoritySign::Frequency] {
+            same(disjoint_merge(&large, &weights, majority.kernel()), &format!("ties {}", majority.name()));
+            same(disjoint_merge(&lucky, &weights, majority.kernel()), &format!("dare_ties {}", majority.name()));
+        }
+    }
 }

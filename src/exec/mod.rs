@@ -9,6 +9,7 @@ mod difference;
 mod journal;
 mod load;
 mod measure;
+mod mixed;
 mod pool;
 mod prove;
 mod quantised;

@@ -15,7 +15,7 @@ use crate::adapter::Factor;
 use crate::codec::safetensors::SafetensorsFile;
 use crate::error::Result;
 use crate::io::tensor_digest;
-use crate::plan::{Change, Contribution, Norms, Origin, Panel};
+use crate::plan::{Change, Contribution, Keeps, Norms, Origin, Panel};
 use crate::tensor::{Dtype, Shape, TensorInfo, TensorSource, is_plain_float, pieces};
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -187,8 +187,10 @@ impl ChangeRecord {
         };
         let contributions: Option<Vec<_>> = record.parts.iter().map(part).collect();
         let (name, begin, contributions) = (record.tensor.clone(), record.begin, contributions?);
-        let (patches, norms) = (Vec::new(), Norms::default());
-        Some((record.file, Change { name, info, begin, origin, contributions, added: false, patches, norms, quantised: None }))
+        let (patches, norms, mixing, keeps) = (Vec::new(), Norms::default(), None, Keeps::default());
+        let (added, quantised) = (false, None);
+        let change = Change { name, info, begin, origin, contributions, added, patches, norms, mixing, keeps, quantised };
+        Some((record.file, change))
     }
 
     /// `None` if the change does not fit its factors.

@@ -6,6 +6,7 @@ use std::sync::{Arc, PoisonError};
 
 use super::block::{Ground, Scratch, in_slice, keeps_nonfinite, rows_cols, widened_origin};
 use super::load::{block, coordinates, float_of, left, right};
+use super::mixed;
 use crate::adapter::Factor;
 use crate::error::{Error, Result};
 use crate::kernel::{self, Float, Isa, Part, Sums, Tile, place, update_tile};
@@ -58,6 +59,9 @@ pub(super) fn sums(
     base: &[f64],
     buffers: &mut Buffers,
 ) -> Result<()> {
+    if let Some(mixing) = &change.mixing {
+        return mixed::sums(isa, change, mixing, (rows, cols), base, buffers);
+    }
     let width = (cols.end - cols.start) as usize;
     let mut sum = std::mem::take(&mut buffers.sum);
     sum.clear();

@@ -259,7 +259,7 @@ pub(super) fn size_of_value(change: &Change<'_>) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Contribution, Norms, Origin, Panel};
+    use crate::plan::{Contribution, Keeps, Norms, Origin, Panel};
     use crate::tensor::{Dtype, Shape, TensorInfo};
 
     fn update(dims: [u64; 2], rank: u64) -> Change<'static> {
@@ -277,8 +277,9 @@ mod tests {
             rounded_apart: false,
         }];
         let origin = Origin::Base { shard: 0, begin: 0, info: info.clone() };
-        let (name, patches, norms) = ("w".to_owned(), Vec::new(), Norms::default());
-        Change { name, info, begin: 0, origin, contributions, added: false, patches, norms, quantised: None }
+        let (name, patches, norms, keeps) = ("w".to_owned(), Vec::new(), Norms::default(), Keeps::default());
+        let (begin, added, mixing, quantised) = (0, false, None, None);
+        Change { name, info, begin, origin, contributions, added, patches, norms, mixing, keeps, quantised }
     }
 
     /// R11 of the catalogue: nothing is counted in 32 bits, and a block is small whichever side is long.

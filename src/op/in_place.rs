@@ -7,6 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::account::{Understood, fill_in, understand};
+use super::combine::CombineMethod;
 use super::lineage::{self, Merged, RECORD};
 use super::merge::MergeOptions;
 use crate::checkpoint::Checkpoint;
@@ -153,6 +154,10 @@ fn prepare<'a>(
 ) -> Result<(Understood<'a>, String)> {
     if options.output != OutputOptions::default() || options.digests || options.resume {
         let message = "in place, dtype, files and rounding stay as they are, and no digests are taken";
+        return Err(Error::new(rules::IN_PLACE, message).file(base.path()).help("merge into a new folder with -o instead"));
+    }
+    if options.method != CombineMethod::Linear {
+        let message = format!("in place adapters are added, and not merged by {}", options.method.name());
         return Err(Error::new(rules::IN_PLACE, message).file(base.path()).help("merge into a new folder with -o instead"));
     }
     let mut understood = understand(base, adapters, entries, base.path(), options)?;

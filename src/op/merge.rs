@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::slice::from_ref;
 
 use super::account::{Understood, fill_in, understand};
+use super::combine::CombineMethod;
 use super::companions::{reread, write_companions};
 use super::lineage::{Digests, Merged, RECORD};
+use super::mixed;
 use super::resume::{self, Work, fingerprint};
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
@@ -28,6 +30,9 @@ pub struct MergeOptions {
     pub output: OutputOptions,
     /// Threads and tiles.
     pub exec: ExecOptions,
+    /// How several adapters become one update. Default: their sum. Methods that work on single values go straight into the base, without a
+    /// rank; the others are combined first.
+    pub method: CombineMethod,
     /// Apply the same adapter more than once. Default false: two adapters of equal content are refused.
     pub allow_repeat: bool,
     /// What to do if the output exists. Default: refuse.
@@ -61,7 +66,11 @@ pub fn merge(
     options: &MergeOptions,
     progress: &dyn Progress,
 ) -> Result<MergeReport> {
-    merge_as(base, adapters, None, output, options, progress)
+    if options.method == CombineMethod::Linear {
+        return merge_as(base, adapters, None, output, options, progress);
+    }
+    let mixed = mixed::prepare(base, adapters, output, options, progress)?;
+    merge_as(base, &mixed.adapters(adapters), Some(mixed.entries()), output, &mixed.options, progress)
 }
 
 /// [`merge`], recorded as `entries` if they are given.
@@ -100,7 +109,12 @@ pub fn merge_each(
 /// # Errors
 /// As [`merge`](fn@merge), but for what only the values can tell.
 pub fn dry_run(base: &Checkpoint, adapters: &[Weighted<'_>], output: &Path, options: &MergeOptions) -> Result<MergeReport> {
-    let mut report = prepare(base, adapters, None, output, options)?.understood.report;
+    let mut report = if options.method == CombineMethod::Linear {
+        prepare(base, adapters, None, output, options)?.understood.report
+    } else {
+        let mixed = mixed::prepare(base, adapters, output, options, &())?;
+        prepare(base, &mixed.adapters(adapters), Some(mixed.entries()), output, &mixed.options)?.understood.report
+    };
     report.dry_run = true;
     Ok(report)
 }
@@ -153,6 +167,10 @@ fn prepare_each<'a>(
     options: &MergeOptions,
 ) -> Result<Vec<Job<'a>>> {
     check(base, adapters, output, OutputKind::Folder, options)?;
+    if options.method != CombineMethod::Linear {
+        let message = format!("each adapter is merged by itself, and {} makes one of several", options.method.name());
+        return Err(Error::new(rules::ARGUMENT, message).help("leave out --method or --each"));
+    }
     let (mut jobs, mut names) = (Vec::new(), HashSet::new());
     for weighted in adapters {
         let label = Path::new(weighted.adapter.label());

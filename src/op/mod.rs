@@ -18,6 +18,7 @@ mod lineage;
 mod loaders;
 mod merge;
 mod method;
+mod mixed;
 mod overall;
 mod plain;
 mod rank;

@@ -7,14 +7,15 @@ use std::sync::{Arc, Mutex};
 use super::bind::{self, Binding, Ignored};
 use super::options::{BindOptions, Weighted};
 use super::outline::{self, Outline};
-use super::output::{OutputOptions, Rounding};
+use super::output::{Mixing, OutputOptions, Rounding};
 use super::quantised::{self, Quantised, Role};
 use super::rename::Renaming;
-use super::shape::{Along, Contribution, Gain, Over};
+use super::shape::{Along, Contribution, Gain, Over, Panel};
 use super::tied;
 use crate::adapter::Factor;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Diagnostic, Error, Result};
+use crate::kernel::fusion::{Drops, Keep};
 use crate::limits::Limits;
 use crate::rules;
 use crate::tensor::{Dtype, TensorInfo, TensorSource, is_plain_float};
@@ -44,6 +45,10 @@ pub(crate) struct Change<'a> {
     pub(crate) patches: Vec<Patch<'a>>,
     /// Norms of the columns of base plus update, where the values are divided by them.
     pub(crate) norms: Norms,
+    /// How several updates become one, if not as their sum.
+    pub(crate) mixing: Option<Arc<Mixing>>,
+    /// What is kept of the updates, where some of it is dropped.
+    pub(crate) keeps: Keeps,
     /// It is the codes or the scales of a weight that is stored as both.
     pub(crate) quantised: Option<Quantised<'a>>,
 }
@@ -59,6 +64,9 @@ pub(crate) struct Patch<'a> {
 
 /// A cell for the norms of columns, one list per contribution. They need all of a tensor's bytes, so whoever needs them first fills it.
 pub(crate) type Norms = Arc<Mutex<Option<Arc<Vec<Vec<f64>>>>>>;
+
+/// A cell for what is kept of each contribution, for each slice. It depends on all of their values, so whoever needs it first fills it.
+pub(crate) type Keeps = Arc<Mutex<Option<Arc<Vec<Vec<Keep>>>>>>;
 
 impl Change<'_> {
     /// Every factor that is read for it.
@@ -76,15 +84,17 @@ impl Change<'_> {
         base.info(&self.name).is_some_and(|info| info.shape != self.info.shape)
     }
 
-    /// Is the sum of base and updates multiplied by something?
+    /// Is it more than the sum of base and updates: multiplied by something, or made of updates value by value?
     pub(crate) fn is_scaled(&self) -> bool {
-        self.contributions.iter().any(|contribution| contribution.gain.is_some())
+        self.mixing.is_some() || self.contributions.iter().any(|contribution| contribution.gain.is_some())
     }
 
     /// Does a value depend on others of its row?
     pub(crate) fn needs_whole_rows(&self) -> bool {
         let of_rows = |gain: &Gain| gain.over == Over::Norm && gain.along == Along::Rows;
-        self.contributions.iter().any(|contribution| contribution.gain.as_ref().is_some_and(of_rows))
+        let by_rank = |mixing: &Arc<Mixing>| matches!(mixing.method.drops, Drops::ByRank { .. });
+        self.mixing.as_ref().is_some_and(by_rank)
+            || self.contributions.iter().any(|contribution| contribution.gain.as_ref().is_some_and(of_rows))
     }
 
     /// Is it the scales of a weight?
@@ -308,6 +318,7 @@ impl<'a> Plan<'a> {
         let shards = Outline { base, output, updates, replacements, shared, patches, quantised, changed }.shards();
         let keep_nonfinite = options.allow_nonfinite_base;
         let plan = Plan { base, shards, untied, keep_nonfinite, output: output.clone(), renamings, ignored, copies, warnings };
+        plan.check_mixing()?;
         plan.check_replay()?;
         plan.check_vocabulary()?;
         Ok(plan)
@@ -394,6 +405,28 @@ impl<'a> Plan<'a> {
                 Err(Error::new(rules::REPLACEMENT_SHAPE, message).tensor(&other.name).help(help))
             }
         }
+    }
+
+    /// What is made value by value is made of plain updates.
+    fn check_mixing(&self) -> Result<()> {
+        for change in self.changes().filter(|change| change.mixing.is_some()) {
+            let refuse =
+                |message: String, help: &str| Err(Error::new(rules::METHOD_SUPPORTED, message).tensor(&change.name).help(help));
+            if change.contributions.iter().any(|contribution| contribution.gain.is_some()) {
+                let message =
+                    format!("the magnitudes of {:?} (DoRA) have no place in a method that works on values", change.name);
+                return refuse(message, "merge the adapter by itself, without --method");
+            }
+            let is_turned = |contribution: &Contribution| matches!(contribution.left, Panel::Transposed(_));
+            if change.needs_whole_rows() && change.contributions.iter().any(is_turned) {
+                let message = format!(
+                    "{:?} is stored (in, out), and a chance by the rank in a row of outputs needs (out, in)",
+                    change.name
+                );
+                return refuse(message, "combine the adapters first: loratool combine --method della");
+            }
+        }
+        Ok(())
     }
 
     /// PEFT computes with factors of f32; those of F64 have other bits there, about which nothing is known.

@@ -4,10 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::layout::{Change, CopyRange, Head, Norms, Origin, OutShard, OutTensor, Patch};
+use super::layout::{Change, CopyRange, Head, Keeps, Norms, Origin, OutShard, OutTensor, Patch};
 use super::output::OutputOptions;
 use super::quantised::{self, Quantised, Role};
-use super::shape::Contribution;
+use super::shape::{Contribution, Panel};
 use super::tied;
 use crate::adapter::Factor;
 use crate::checkpoint::Checkpoint;
@@ -152,7 +152,10 @@ impl<'a> Outline<'a, '_> {
         let patches = self.patches.get(name).cloned().unwrap_or_default();
         let quantised = self.quantised.get(name).cloned().or_else(|| self.scales(name));
         let (name, info) = (name.to_owned(), info.clone());
-        Change { name, info, begin, origin, contributions, added, patches, norms: Norms::default(), quantised }
+        let is_weight = contributions.iter().any(|one| one.rank > 0 && !matches!(one.left, Panel::One));
+        let mixing = self.output.mixing.clone().filter(|_| is_weight);
+        let (norms, keeps) = (Norms::default(), Keeps::default());
+        Change { name, info, begin, origin, contributions, added, patches, norms, mixing, keeps, quantised }
     }
 
     /// The scales of a quantised weight, if that is what the tensor is.

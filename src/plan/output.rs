@@ -1,5 +1,8 @@
 //! What the user may decide about the output: its dtype, its files, its rounding. `Default` keeps what the base has and rounds to nearest.
 
+use std::sync::Arc;
+
+use crate::kernel::fusion::ByValue;
 use crate::tensor::Dtype;
 
 /// How the sum of a weight and its updates becomes a value of the output's dtype. `spec/adapter-model.md`, A-034 and section 4.3.
@@ -21,7 +24,7 @@ pub enum Rounding {
 }
 
 /// What the output is like.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
 pub struct OutputOptions {
     /// The dtype of all plain float tensors: F32, F16 or BF16. Default none: each keeps its own.
@@ -30,4 +33,14 @@ pub struct OutputOptions {
     pub max_shard_bytes: Option<u64>,
     /// How values are rounded.
     pub rounding: Rounding,
+    /// How several adapters become one update, if not as their sum.
+    pub(crate) mixing: Option<Arc<Mixing>>,
+}
+
+/// How the updates of several adapters become one, value by value.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Mixing {
+    pub(crate) method: ByValue,
+    /// The content root of each adapter.
+    pub(crate) roots: Vec<String>,
 }

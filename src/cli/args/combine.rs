@@ -31,9 +31,8 @@ pub(in super::super) struct CombineArgs {
     /// Compute everything, say what it would lose, and write nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// What becomes of the updates
-    #[arg(long, value_enum, default_value_t = CombineMethodArg::Linear, hide_possible_values = true, help_heading = "How it is combined")]
-    pub method: CombineMethodArg,
+    #[command(flatten)]
+    pub method: MethodArgs,
     /// As PEFT's add_weighted_adapter does it: peft:linear, peft:cat, peft:svd, … (see below)
     #[arg(long, value_name = "peft:TYPE", value_parser = peft_parser(), hide_possible_values = true, conflicts_with = "method", help_heading = "How it is combined")]
     pub compat: Option<PeftKind>,
@@ -43,15 +42,6 @@ pub(in super::super) struct CombineArgs {
     /// The weight of some targets, as a factor: a glob over parts of their names; of adapter N alone with N: in front; may be repeated
     #[arg(long, value_name = "[N:]GLOB=W", help_heading = "How it is combined", allow_hyphen_values = true)]
     pub weight: Vec<String>,
-    /// The share of values that is kept, for methods that drop some [default: 0.2 of ties, knots and core-space, 0.85 of breadcrumbs, else 0.5]
-    #[arg(long, value_name = "SHARE", help_heading = "How it is combined", allow_hyphen_values = true)]
-    pub density: Option<String>,
-    /// By how much the chances of the largest and the smallest value of a row differ, in della [default: 0.2]
-    #[arg(long, value_name = "SHARE", help_heading = "How it is combined", allow_hyphen_values = true)]
-    pub epsilon: Option<String>,
-    /// The share of the largest values that breadcrumbs drops [default: 0.01]
-    #[arg(long, value_name = "SHARE", help_heading = "How it is combined", allow_hyphen_values = true)]
-    pub outliers: Option<String>,
     /// Of the chance in dare-linear, dare-ties and della [default: 0]
     #[arg(long, value_name = "N", help_heading = "How it is combined")]
     pub seed: Option<u64>,
@@ -89,6 +79,23 @@ pub(in super::super) struct CombineArgs {
     pub threads: Option<NonZeroUsize>,
 }
 
+/// How updates are combined, and the numbers that it takes.
+#[derive(Debug, Args)]
+pub(in super::super) struct MethodArgs {
+    /// What becomes of the updates
+    #[arg(long, value_enum, default_value_t = CombineMethodArg::Linear, hide_possible_values = true, help_heading = "How it is combined")]
+    pub method: CombineMethodArg,
+    /// The share of values that is kept, for methods that drop some [default: 0.2 of ties, knots and core-space, 0.85 of breadcrumbs, else 0.5]
+    #[arg(long, value_name = "SHARE", help_heading = "How it is combined", allow_hyphen_values = true)]
+    pub density: Option<String>,
+    /// By how much the chances of the largest and the smallest value of a row differ, in della [default: 0.2]
+    #[arg(long, value_name = "SHARE", help_heading = "How it is combined", allow_hyphen_values = true)]
+    pub epsilon: Option<String>,
+    /// The share of the largest values that breadcrumbs drops [default: 0.01]
+    #[arg(long, value_name = "SHARE", help_heading = "How it is combined", allow_hyphen_values = true)]
+    pub outliers: Option<String>,
+}
+
 /// How updates are combined.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(in super::super) enum CombineMethodArg {
@@ -121,6 +128,13 @@ pub(in super::super) enum MajoritySignArg {
 fn peft_parser() -> impl TypedValueParser<Value = PeftKind> {
     let names = PossibleValuesParser::new(PeftKind::ALL.map(PeftKind::name));
     names.map(|name| PeftKind::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or(PeftKind::Linear))
+}
+
+impl CombineMethodArg {
+    /// Takes a seed.
+    pub(in super::super) fn leaves_to_chance(self) -> bool {
+        matches!(self, CombineMethodArg::DareLinear | CombineMethodArg::DareTies | CombineMethodArg::Della)
+    }
 }
 
 /// What becomes of parts that have no sum.

@@ -15,7 +15,7 @@ use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 use super::signals::OnSignal;
 use crate::Loader;
 
-pub(super) use combine::{CombineArgs, CombineMethodArg, MajoritySignArg, PartsArg};
+pub(super) use combine::{CombineArgs, CombineMethodArg, MajoritySignArg, MethodArgs, PartsArg};
 pub(super) use extract::{ExtractArgs, FactorDtype, MethodArg, RestArg, SplitArg};
 pub(super) use resize::ResizeArgs;
 
@@ -228,9 +228,11 @@ pub(super) struct MergeArgs {
     /// How a sum becomes a value of the output's dtype
     #[arg(long, value_enum, default_value_t = RoundingArg::Nearest, help_heading = "What the output is like")]
     pub rounding: RoundingArg,
-    /// With --rounding stochastic: the same seed gives the same bytes [default: 0]
+    /// With --rounding stochastic, and methods that leave something to chance: the same seed gives the same bytes [default: 0]
     #[arg(long, value_name = "N", help_heading = "What the output is like")]
     pub seed: Option<u64>,
+    #[command(flatten)]
+    pub method: MethodArgs,
     /// Record the digest of every tensor, for `verify`; costs about as much as the merge
     #[arg(long, help_heading = "What the output is like", conflicts_with = "in_place")]
     pub digests: bool,

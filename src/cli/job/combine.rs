@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::super::args::{CombineArgs, CombineMethodArg, MajoritySignArg, PartsArg};
+use super::super::args::{CombineArgs, CombineMethodArg, MajoritySignArg, MethodArgs, PartsArg};
 use super::super::number;
 use super::extract::{budget, by_name, dtype, split};
 use super::{open, overwrite, weighted};
@@ -24,7 +24,7 @@ pub(in super::super) struct CombineJob {
 pub(super) fn combine(args: CombineArgs) -> Result<CombineJob> {
     let output = args.output.clone().unwrap_or_else(|| PathBuf::from("."));
     let options = CombineOptions {
-        method: args.compat.map_or_else(|| method(&args), |kind| peft(kind, &args))?,
+        method: args.compat.map_or_else(|| method(&args.method, args.seed), |kind| peft(kind, &args))?,
         layers: args.weight.iter().map(|text| layer(text)).collect::<Result<_>>()?,
         rank: rule(&args)?,
         loader: args.loader,
@@ -50,7 +50,7 @@ pub(super) fn combine(args: CombineArgs) -> Result<CombineJob> {
 }
 
 /// The method with its numbers. A number that it does not take is a mistake.
-fn method(args: &CombineArgs) -> Result<CombineMethod> {
+pub(super) fn method(args: &MethodArgs, seed: Option<u64>) -> Result<CombineMethod> {
     let mut unused = vec![];
     let mut number = |flag: &'static str, typed: &Option<String>, default: Option<f64>| -> Result<f64> {
         match (typed, default) {
@@ -70,10 +70,10 @@ fn method(args: &CombineArgs) -> Result<CombineMethod> {
     let density = number("density", &args.density, density)?;
     let epsilon = number("epsilon", &args.epsilon, (args.method == Arg::Della).then_some(0.2))?;
     let outliers = number("outliers", &args.outliers, (args.method == Arg::Breadcrumbs).then_some(0.01))?;
-    let seed = args.seed.unwrap_or(0);
-    if args.seed.is_some() && !matches!(args.method, Arg::DareLinear | Arg::DareTies | Arg::Della) {
+    if seed.is_some() && !args.method.leaves_to_chance() {
         unused.push("seed");
     }
+    let seed = seed.unwrap_or(0);
     let method = match args.method {
         Arg::Linear => CombineMethod::Linear,
         Arg::Cat => CombineMethod::Cat,
@@ -103,16 +103,16 @@ fn method(args: &CombineArgs) -> Result<CombineMethod> {
 fn peft(kind: PeftKind, args: &CombineArgs) -> Result<CombineMethod> {
     let refuse = |message: String, help: String| Err(Error::new(rules::ARGUMENT, message).help(help));
     let unused = [
-        ("density", args.density.is_some() && !kind.takes_density()),
+        ("density", args.method.density.is_some() && !kind.takes_density()),
         ("seed", args.seed.is_some() && !kind.takes_seed()),
         ("majority-sign", args.majority_sign.is_some() && !kind.takes_majority()),
-        ("epsilon", args.epsilon.is_some()),
-        ("outliers", args.outliers.is_some()),
+        ("epsilon", args.method.epsilon.is_some()),
+        ("outliers", args.method.outliers.is_some()),
     ];
     if let Some((flag, _)) = unused.iter().find(|(_, is_unused)| *is_unused) {
         return refuse(format!("{} does not take a {flag}", kind.name()), format!("leave out --{flag}"));
     }
-    let density = match &args.density {
+    let density = match &args.method.density {
         Some(text) => number::finite(text, "density")?,
         None if kind.takes_density() => {
             return refuse(

@@ -203,6 +203,8 @@ fn merge(args: MergeArgs) -> Result<MergeJob> {
     if let Some(memory) = &args.memory {
         exec.memory = Some(number::bytes(memory, "memory")? as u64);
     }
+    let by_chance = args.method.method.leaves_to_chance();
+    let method = combine::method(&args.method, args.seed.filter(|_| by_chance))?;
     let output = OutputOptions {
         dtype: match args.dtype {
             None | Some(OutputDtype::Keep) => None,
@@ -216,7 +218,8 @@ fn merge(args: MergeArgs) -> Result<MergeJob> {
             .map(|text| number::bytes(text, "shard size"))
             .transpose()?
             .map(|n| n as u64),
-        rounding: rounding(args.rounding, args.seed)?,
+        rounding: rounding(args.rounding, args.seed.filter(|_| !by_chance))?,
+        ..Default::default()
     };
     Ok(MergeJob {
         base: args.base,
@@ -230,6 +233,7 @@ fn merge(args: MergeArgs) -> Result<MergeJob> {
         options: MergeOptions {
             bind: bind(args.bind)?,
             output,
+            method,
             exec,
             digests: args.digests,
             resume: args.resume,

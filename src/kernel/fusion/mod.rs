@@ -6,8 +6,9 @@ pub(crate) mod peft;
 mod prune;
 mod select;
 mod ties;
+mod value;
 
 pub(crate) use core::{Product, Term, core_space, iso_c, knots, tsv};
 pub(crate) use prune::Keep;
-pub(crate) use select::{Reading, cut};
-pub(crate) use ties::{agreed, kept};
+pub(crate) use select::Reading;
+pub(crate) use value::{ByValue, Drops, Tally, key};

@@ -18,19 +18,21 @@ pub(crate) enum Keep {
 }
 
 impl Keep {
-    /// Drops what is not kept of one row, whose first value has this index in the update, and multiplies the rest.
-    pub(crate) fn row(self, row: &mut [f64], first: u64) {
+    /// Drops what is not kept of one row, and multiplies the rest. Its first value has the index `first` in the update, and each one after it
+    /// an index that is higher by `stride`.
+    pub(crate) fn row(self, row: &mut [f64], first: u64, stride: u64) {
+        let indices = (0..).map(|place| first + place * stride);
         match self {
             Keep::All => {}
             Keep::Between { first: before, last } => {
-                for (value, index) in row.iter_mut().zip(first..) {
+                for (value, index) in row.iter_mut().zip(indices) {
                     if !last.keeps(*value, index) || before.is_some_and(|cut| cut.keeps(*value, index)) {
                         *value = 0.0;
                     }
                 }
             }
             Keep::ByChance { density, key } => {
-                for (value, index) in row.iter_mut().zip(first..) {
+                for (value, index) in row.iter_mut().zip(indices) {
                     *value = if unit(key, index) < density { *value / density } else { 0.0 };
                 }
             }
@@ -41,7 +43,7 @@ impl Keep {
                 for (rank, place) in order.into_iter().enumerate() {
                     let probability = density + epsilon * (rank as f64 / last - 0.5);
                     let value = &mut row[place];
-                    *value = if unit(key, first + place as u64) < probability { *value / probability } else { 0.0 };
+                    *value = if unit(key, first + place as u64 * stride) < probability { *value / probability } else { 0.0 };
                 }
             }
         }
@@ -58,7 +60,7 @@ mod tests {
         let keep = |first: Option<usize>, last: usize| {
             let cut = |count| Cut::of(&values, count).unwrap();
             let mut row = values;
-            Keep::Between { first: first.map(cut), last: cut(last) }.row(&mut row, 0);
+            Keep::Between { first: first.map(cut), last: cut(last) }.row(&mut row, 0, 1);
             row
         };
         assert_eq!(keep(None, 3), [5.0, 0.0, 3.0, 0.0, -4.0, 0.0]);
@@ -71,7 +73,7 @@ mod tests {
         let mean = |keep: Keep| {
             let mut row: Vec<f64> = (0..len).map(|i| 1.0 + (i % 7) as f64).collect();
             let before: f64 = row.iter().sum();
-            keep.row(&mut row, 9);
+            keep.row(&mut row, 9, 1);
             (row.iter().sum::<f64>() / before, row.iter().filter(|x| **x != 0.0).count() as f64 / len as f64)
         };
         for keep in [Keep::ByChance { density, key: 5 }, Keep::ByRank { density, epsilon: 0.2, key: 5 }] {
@@ -81,7 +83,7 @@ mod tests {
         assert_ne!(mean(Keep::ByChance { density, key: 5 }), mean(Keep::ByChance { density, key: 6 }));
         // Large values are kept more often than small ones.
         let mut row: Vec<f64> = (0..len).map(|i| i as f64 + 1.0).collect();
-        Keep::ByRank { density: 0.5, epsilon: 0.8, key: 1 }.row(&mut row, 0);
+        Keep::ByRank { density: 0.5, epsilon: 0.8, key: 1 }.row(&mut row, 0, 1);
         let kept = |part: &[f64]| part.iter().filter(|x| **x != 0.0).count();
         assert!(kept(&row[..4000]) < 800 && kept(&row[len as usize - 4000..]) > 3200);
     }

@@ -17,7 +17,7 @@ pub(crate) trait Reading {
 }
 
 /// The cut after which `count` of the values are kept. `count` is at least 1 and at most the number of values.
-pub(crate) fn cut<R: Reading>(values: &R, count: u64) -> Result<Cut, R::Error> {
+pub(super) fn cut<R: Reading>(values: &R, count: u64) -> Result<Cut, R::Error> {
     let (mut known, mut prefix, mut left) = (0, 0, count);
     let size = |value: f64| value.abs().to_bits();
     let is_candidate = |bits: u64, known: u32, prefix: u64| known == 0 || bits >> (BITS - known) == prefix;

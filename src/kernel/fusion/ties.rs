@@ -32,13 +32,13 @@ impl Cut {
 }
 
 /// How many of `len` values a density keeps: its share, rounded down, but one at least.
-pub(crate) fn kept(density: f64, len: u64) -> u64 {
+pub(super) fn kept(density: f64, len: u64) -> u64 {
     ((density * len as f64) as u64).clamp(1, len.max(1))
 }
 
 /// The mean of the values whose votes have the sign of the sum of all votes; + if that is 0. Votes of 0 have none.
 #[inline(always)]
-pub(crate) fn agreed(values: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
+pub(super) fn agreed(values: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
     let total: f64 = values.clone().map(|(vote, _)| vote).sum();
     let (mut sum, mut count) = (0.0, 0.0);
     for (vote, value) in values {

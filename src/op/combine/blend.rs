@@ -8,11 +8,10 @@
 use std::ops::Range;
 
 use super::align::{Part, Sum};
-use super::compat::{Drops, MajoritySign};
 use super::method::CombineMethod;
 use crate::error::{Error, Result};
 use crate::exec::{Progress, interrupted, read_factors};
-use crate::kernel::fusion::{Keep, Reading, agreed, cut, kept};
+use crate::kernel::fusion::{Keep, Reading, Tally, key};
 use crate::kernel::{self, Float, Isa, Rounding, Tile, update_tile};
 
 /// Values of a tile of one update, about what a cache holds with those of a few others.
@@ -87,17 +86,6 @@ struct Scratch {
     raw: Vec<u8>,
 }
 
-/// How the values of several updates become one.
-#[derive(Clone, Copy, PartialEq)]
-enum Tally {
-    /// Their sum.
-    Sum,
-    /// The mean of those that have the sign of their sum, before the weights where these are still to come.
-    Elected,
-    /// As PEFT: the sign is that which most have.
-    MostSigns,
-}
-
 /// One of the updates of a matrix.
 struct Member<'p> {
     update: Update<'p>,
@@ -128,6 +116,7 @@ impl<'p> Blend<'p> {
         progress: &'p dyn Progress,
     ) -> Result<Self> {
         let (out, inner) = sum.out_in();
+        let by_value = method.by_value();
         let mut members = Vec::with_capacity(sum.parts.len());
         let mut parts: Vec<&Part> = sum.parts.iter().collect();
         if let CombineMethod::Peft(_) = method {
@@ -141,10 +130,11 @@ impl<'p> Blend<'p> {
                 _ => (part.scale(), 1.0),
             };
             let update = Update { left, right, rank, scale, cols: inner as usize, isa, progress };
-            let keep = keep(&update, method, || key(method, sum, expert, part, roots))?;
+            let root = roots.get(part.adapter).map_or("", String::as_str);
+            let keep = by_value.drops.keep(&update, out * inner, |seed| key(seed, &sum.tensor, expert, root))?;
             members.push(Member { update, keep, weight });
         }
-        Ok(Blend { members, tally: tally(method), rows: out as usize, cols: inner as usize })
+        Ok(Blend { members, tally: by_value.tally, rows: out as usize, cols: inner as usize })
     }
 
     /// Computes all rows, a few at a time, from the first to the last.
@@ -163,77 +153,18 @@ impl<'p> Blend<'p> {
                 }
                 member.update.values(&rows, &mut scratch, tile);
                 for (row, i) in tile.chunks_exact_mut(self.cols).zip(rows.clone()) {
-                    member.keep.row(row, (i * self.cols) as u64);
+                    member.keep.row(row, (i * self.cols) as u64, 1);
                 }
             }
             out.clear();
             let all = || self.members.iter().zip(&tiles);
             let values = |i: usize| all().map(move |(member, tile)| (tile[i], member.weight * tile[i]));
             let count = 0..rows.len() * self.cols;
-            match self.tally {
-                Tally::Sum => out.extend(count.map(|i| values(i).map(|(_, value)| value).sum::<f64>())),
-                Tally::Elected => out.extend(count.map(|i| agreed(values(i)))),
-                Tally::MostSigns => {
-                    let sign = |x: f64| if x == 0.0 { 0.0 } else { x.signum() };
-                    out.extend(count.map(|i| agreed(values(i).map(|(x, value)| (sign(x), value)))));
-                }
-            }
+            out.extend(count.map(|i| self.tally.of(values(i))));
             step(rows, &out)?;
         }
         Ok(())
     }
-}
-
-fn tally(method: CombineMethod) -> Tally {
-    match method {
-        CombineMethod::Ties { .. } | CombineMethod::DareTies { .. } | CombineMethod::Della { .. } => Tally::Elected,
-        CombineMethod::Peft(peft) if peft.kind.elects() => match peft.majority {
-            MajoritySign::Total => Tally::Elected,
-            MajoritySign::Frequency => Tally::MostSigns,
-        },
-        _ => Tally::Sum,
-    }
-}
-
-/// What a method keeps of an update.
-fn keep(update: &Update<'_>, method: CombineMethod, key: impl Fn() -> u64) -> Result<Keep> {
-    let len = (update.rows() * update.cols) as u64;
-    Ok(match method {
-        CombineMethod::Ties { density } | CombineMethod::MagnitudePrune { density } => {
-            Keep::Between { first: None, last: cut(update, kept(density, len))? }
-        }
-        CombineMethod::Breadcrumbs { density, outliers } => {
-            let kept = kept(density, len);
-            let dropped = ((outliers * len as f64) as u64).min(len - kept);
-            let first = if dropped > 0 { Some(cut(update, dropped)?) } else { None };
-            Keep::Between { first, last: cut(update, dropped + kept)? }
-        }
-        CombineMethod::DareLinear { density, .. } | CombineMethod::DareTies { density, .. } => {
-            Keep::ByChance { density, key: key() }
-        }
-        CombineMethod::Peft(peft) => match peft.kind.drops() {
-            Drops::Small if peft.density < 1.0 => Keep::Between { first: None, last: cut(update, kept(peft.density, len))? },
-            Drops::ByChance if peft.density < 1.0 => Keep::ByChance { density: peft.density, key: key() },
-            Drops::Nothing | Drops::Small | Drops::ByChance => Keep::All,
-        },
-        CombineMethod::Della { density, epsilon, .. } => Keep::ByRank { density, epsilon, key: key() },
-        CombineMethod::Linear
-        | CombineMethod::Cat
-        | CombineMethod::Svd
-        | CombineMethod::Slerp
-        | CombineMethod::Knots { .. }
-        | CombineMethod::CoreSpace { .. }
-        | CombineMethod::Tsv
-        | CombineMethod::IsoC => Keep::All,
-    })
-}
-
-/// The key of the chance: another one for each seed, tensor, expert and adapter, whatever the order of the adapters is (FNV-1a, 64 bits).
-pub(super) fn key(method: CombineMethod, sum: &Sum, expert: u64, part: &Part, roots: &[String]) -> u64 {
-    let root = roots.get(part.adapter).map_or("", String::as_str);
-    let numbers = method.seed().unwrap_or(0).to_le_bytes().into_iter().chain(expert.to_le_bytes());
-    let bytes = numbers.chain(sum.tensor.bytes()).chain(root.bytes());
-    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

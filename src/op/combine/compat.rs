@@ -6,9 +6,7 @@
 use std::sync::Arc;
 
 use super::align::{Part, Sum};
-use super::blend::key;
 use super::made::{Each, Made};
-use super::method::CombineMethod;
 use super::mixed::Mixed;
 use super::options::CombineOptions;
 use super::wanted::{name, shapes, targets};
@@ -16,6 +14,7 @@ use crate::adapter::{Adapter, AdapterParts};
 use crate::error::{Error, Result};
 use crate::exec::{self, Progress, read_factors};
 use crate::kernel::fusion::peft::{Majority, disjoint_merge, prune_by_chance, prune_by_magnitude, task_arithmetic};
+use crate::kernel::fusion::{ByValue, Drops, Tally, key};
 use crate::kernel::{Dice, Float};
 use crate::op::crew;
 use crate::op::spool::Spool;
@@ -87,14 +86,6 @@ impl MajoritySign {
     }
 }
 
-/// What a type drops before it adds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Drops {
-    Nothing,
-    Small,
-    ByChance,
-}
-
 impl PeftKind {
     /// All eleven.
     pub const ALL: [PeftKind; 11] = [
@@ -130,20 +121,16 @@ impl PeftKind {
 
     /// Drops values, as many as a density says.
     pub fn takes_density(self) -> bool {
-        self.drops() != Drops::Nothing
+        !matches!(self, PeftKind::Linear | PeftKind::Cat | PeftKind::Svd)
     }
 
     /// Leaves something to chance.
     pub fn takes_seed(self) -> bool {
-        self.drops() == Drops::ByChance
+        matches!(self, PeftKind::DareLinear | PeftKind::DareTies | PeftKind::DareLinearSvd | PeftKind::DareTiesSvd)
     }
 
     /// Elects signs.
     pub fn takes_majority(self) -> bool {
-        self.elects()
-    }
-
-    pub(super) fn elects(self) -> bool {
         matches!(self, PeftKind::Ties | PeftKind::TiesSvd | PeftKind::DareTies | PeftKind::DareTiesSvd)
     }
 
@@ -156,13 +143,23 @@ impl PeftKind {
     pub(super) fn is_by_factor(self) -> bool {
         !self.is_by_value() && !matches!(self, PeftKind::Cat | PeftKind::Svd)
     }
+}
 
-    pub(super) fn drops(self) -> Drops {
-        match self {
-            PeftKind::Linear | PeftKind::Cat | PeftKind::Svd => Drops::Nothing,
-            PeftKind::Ties | PeftKind::TiesSvd | PeftKind::MagnitudePrune | PeftKind::MagnitudePruneSvd => Drops::Small,
-            PeftKind::DareLinear | PeftKind::DareTies | PeftKind::DareLinearSvd | PeftKind::DareTiesSvd => Drops::ByChance,
-        }
+impl PeftCombination {
+    /// What it does with single values.
+    pub(super) fn by_value(self) -> ByValue {
+        let (density, seed) = (self.density, self.seed);
+        let drops = match self.kind {
+            kind if kind.takes_seed() => Drops::ByChance { density, seed },
+            kind if kind.takes_density() => Drops::Small { density },
+            _ => Drops::Nothing,
+        };
+        let tally = match self.majority {
+            _ if !self.kind.takes_majority() => Tally::Sum,
+            MajoritySign::Total => Tally::Elected,
+            MajoritySign::Frequency => Tally::MostSigns,
+        };
+        ByValue { drops, tally }
     }
 }
 
@@ -226,7 +223,8 @@ impl Factors<'_> {
             let weights_a: Vec<f32> = parts.iter().zip(&roots).map(|(part, root)| (root * sign(part)) as f32).collect();
             for (place, all, weights, which) in [(place_a, all_a, weights_a, 0), (place_b, all_b, weights_b, 1)] {
                 let merged = self.merged(all, &weights, |t, index| {
-                    let key = key(CombineMethod::Peft(self.peft), sum, 2 * expert + which, parts[t], self.roots);
+                    let root = self.roots.get(parts[t].adapter).map_or("", String::as_str);
+                    let key = key(self.peft.seed, &sum.tensor, 2 * expert + which, root);
                     Dice::unit(key, index) < self.peft.density
                 });
                 if merged.iter().any(|value| !value.is_finite()) {
@@ -246,13 +244,17 @@ impl Factors<'_> {
     fn merged(&self, mut tensors: Vec<Vec<f32>>, weights: &[f32], keeps: impl Fn(usize, u64) -> bool) -> Vec<f32> {
         let PeftCombination { kind, density, majority, .. } = self.peft;
         for (t, tensor) in tensors.iter_mut().enumerate() {
-            match kind.drops() {
-                Drops::Nothing => {}
-                Drops::Small => prune_by_magnitude(tensor, density),
-                Drops::ByChance => prune_by_chance(tensor, density, |index| keeps(t, index)),
+            match kind {
+                _ if kind.takes_seed() => prune_by_chance(tensor, density, |index| keeps(t, index)),
+                _ if kind.takes_density() => prune_by_magnitude(tensor, density),
+                _ => {}
             }
         }
-        if kind.elects() { disjoint_merge(&tensors, weights, majority.kernel()) } else { task_arithmetic(&tensors, weights) }
+        if kind.takes_majority() {
+            disjoint_merge(&tensors, weights, majority.kernel())
+        } else {
+            task_arithmetic(&tensors, weights)
+        }
     }
 }
 

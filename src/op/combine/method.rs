@@ -3,15 +3,17 @@
 
 use serde_json::{Value, json};
 
-use super::compat::{Drops, PeftCombination};
+use super::compat::PeftCombination;
 use crate::error::{Error, Result};
+use crate::kernel::fusion::{ByValue, Drops, Tally};
 use crate::rules;
 
 /// How updates are combined.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[non_exhaustive]
 pub enum CombineMethod {
     /// Σ wₜ·Δₜ (task arithmetic, Ilharco et al. 2022, section 2). Exact: the factors are put side by side, and the ranks add up.
+    #[default]
     Linear,
     /// As [`Linear`](Self::Linear), and never with another rank.
     Cat,
@@ -108,15 +110,23 @@ impl CombineMethod {
     }
 
     /// Does it look at single values of the updates, so that its result has no low rank of its own?
-    pub(super) fn is_by_value(self) -> bool {
+    pub(in super::super) fn is_by_value(self) -> bool {
         match self {
-            CombineMethod::Ties { .. }
-            | CombineMethod::MagnitudePrune { .. }
-            | CombineMethod::DareLinear { .. }
-            | CombineMethod::DareTies { .. }
-            | CombineMethod::Della { .. }
-            | CombineMethod::Breadcrumbs { .. } => true,
             CombineMethod::Peft(peft) => peft.kind.is_by_value(),
+            method => method.by_value() != ByValue { drops: Drops::Nothing, tally: Tally::Sum },
+        }
+    }
+
+    /// What it does with single values; of other methods the sum of all.
+    pub(in super::super) fn by_value(self) -> ByValue {
+        let (drops, tally) = match self {
+            CombineMethod::Ties { density } => (Drops::Small { density }, Tally::Elected),
+            CombineMethod::MagnitudePrune { density } => (Drops::Small { density }, Tally::Sum),
+            CombineMethod::DareLinear { density, seed } => (Drops::ByChance { density, seed }, Tally::Sum),
+            CombineMethod::DareTies { density, seed } => (Drops::ByChance { density, seed }, Tally::Elected),
+            CombineMethod::Della { density, epsilon, seed } => (Drops::ByRank { density, epsilon, seed }, Tally::Elected),
+            CombineMethod::Breadcrumbs { density, outliers } => (Drops::SmallAndLarge { density, outliers }, Tally::Sum),
+            CombineMethod::Peft(peft) => return peft.by_value(),
             CombineMethod::Linear
             | CombineMethod::Cat
             | CombineMethod::Svd
@@ -124,8 +134,9 @@ impl CombineMethod {
             | CombineMethod::Knots { .. }
             | CombineMethod::CoreSpace { .. }
             | CombineMethod::Tsv
-            | CombineMethod::IsoC => false,
-        }
+            | CombineMethod::IsoC => (Drops::Nothing, Tally::Sum),
+        };
+        ByValue { drops, tally }
     }
 
     /// The numbers that it takes, by name.
@@ -137,7 +148,7 @@ impl CombineMethod {
             | CombineMethod::CoreSpace { density }
             | CombineMethod::DareLinear { density, .. }
             | CombineMethod::DareTies { density, .. } => vec![("density", density)],
-            CombineMethod::Peft(peft) if peft.kind.drops() == Drops::Nothing => Vec::new(),
+            CombineMethod::Peft(peft) if !peft.kind.takes_density() => Vec::new(),
             CombineMethod::Peft(peft) => vec![("density", peft.density)],
             CombineMethod::Della { density, epsilon, .. } => vec![("density", density), ("epsilon", epsilon)],
             CombineMethod::Breadcrumbs { density, outliers } => vec![("density", density), ("outliers", outliers)],
@@ -156,13 +167,13 @@ impl CombineMethod {
             CombineMethod::DareLinear { seed, .. } | CombineMethod::DareTies { seed, .. } | CombineMethod::Della { seed, .. } => {
                 Some(seed)
             }
-            CombineMethod::Peft(peft) => (peft.kind.drops() == Drops::ByChance).then_some(peft.seed),
+            CombineMethod::Peft(peft) => peft.kind.takes_seed().then_some(peft.seed),
             _ => None,
         }
     }
 
     /// As it stands in a lineage.
-    pub(super) fn described(self) -> Value {
+    pub(in super::super) fn described(self) -> Value {
         let mut value = serde_json::Map::new();
         self.numbers().into_iter().for_each(|(name, number)| drop(value.insert(name.to_owned(), json!(number))));
         value.insert("name".to_owned(), json!(self.name()));
@@ -176,7 +187,7 @@ impl CombineMethod {
 
     /// # Errors
     /// `U-001` for numbers that mean nothing.
-    pub(super) fn check(self) -> Result<()> {
+    pub(in super::super) fn check(self) -> Result<()> {
         let refuse = |message: String| Err(Error::new(rules::ARGUMENT, message));
         for (name, number) in self.numbers() {
             let is_share = if name == "density" { number > 0.0 && number <= 1.0 } else { (0.0..1.0).contains(&number) };

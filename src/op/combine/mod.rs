@@ -112,7 +112,7 @@ impl Combination {
         let wide = Layout::wide(&sums);
         let exact = wanted::side_by_side(&sums, &wide, &mixed, beside)?;
         let parts = AdapterParts {
-            label: beside.display().to_string(),
+            label: "(combination)".to_owned(),
             dialect: "memory",
             replacements: mixed.replacements.clone(),
             rows: mixed.rows.clone(),

@@ -1,6 +1,6 @@
 //! Carries out a job: opens the files, calls the library, hands back what it found. Nothing is printed here but progress.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::finish::{Finished, Fit, Found, Inspected, Style, Verified};
 use super::job::{
@@ -13,15 +13,15 @@ use super::render::{self, plot};
 use super::signals::Signals;
 use super::sniff::{self, Kind};
 use crate::report::{
-    BakeReport, CombineReport, ConvertReport, DigestReport, ExtractReport, InspectReport, MergeEachReport, MergeReport, Note,
-    RecoverReport, ResizeReport, SpectrumReport, UnmergeReport, ValidateReport, VerifyReport,
+    BakeReport, CombineReport, CombinedAdapter, ConvertReport, DigestReport, ExtractReport, InspectReport, MergeEachReport,
+    MergeReport, Note, RecoverReport, ResizeReport, SpectrumReport, UnmergeReport, ValidateReport, VerifyReport,
 };
 use crate::{
-    Adapter, BindOptions, Binding, Checkpoint, Combination, ConvertOptions, Error, ExecOptions, OpenOptions, Plan, Result,
-    TensorSource, Weighted, bake, check_loaders, convert, dry_run, dry_run_each, dry_run_in_place, extract, inspect_adapter,
-    inspect_checkpoint, merge, merge_each, merge_in_place, open_adapter_with, open_checkpoint_with, recompute_residual, recover,
-    resize, rules, spectrum, unmerge_by_log, unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify,
-    verify_digests,
+    Adapter, BindOptions, Binding, Checkpoint, Combination, ConvertOptions, Error, ExecOptions, OpenOptions, Plan, Recipe,
+    RecipeAdapter, Result, TensorSource, Weighted, bake, check_loaders, convert, dry_run, dry_run_each, dry_run_in_place,
+    extract, inspect_adapter, inspect_checkpoint, merge, merge_each, merge_in_place, open_adapter_with, open_checkpoint_with,
+    recompute_residual, recover, resize, rules, spectrum, unmerge_by_log, unmerge_by_subtraction, validate_adapter,
+    validate_checkpoint, verify, verify_digests,
 };
 
 /// Carries out `job`.
@@ -152,7 +152,7 @@ fn validate_for(job: &ValidateJob, adapter: &Adapter, base: Option<&Checkpoint>)
     Ok(report)
 }
 
-fn refuse_base(base: &Option<std::path::PathBuf>) -> Result<()> {
+fn refuse_base(base: &Option<PathBuf>) -> Result<()> {
     match base {
         None => Ok(()),
         Some(base) => Err(Error::new(rules::ARGUMENT, "a base is given, but the path is a checkpoint itself")
@@ -300,6 +300,7 @@ fn run_combine(job: &CombineJob, signals: &Signals, style: Style) -> Result<Comb
     let show_progress = style.shows_progress();
     let beside = job.output.as_deref().unwrap_or(Path::new("combination"));
     let options = &job.options;
+    job.save_recipe.as_ref().map(|path| Recipe::check_output(path, options.overwrite)).transpose()?;
     job.output.as_ref().map(|output| Combination::check_output(&adapters, output, options)).transpose()?;
     let watch = Watch::start(signals, "summing", 0, show_progress);
     let combination = Combination::new(&adapters, beside, options, &watch)?;
@@ -308,10 +309,21 @@ fn run_combine(job: &CombineJob, signals: &Signals, style: Style) -> Result<Comb
     if !style.json && !style.quiet && combination.report().error > 0.0 {
         output::eprint(&render::before_writing(combination.report()));
     }
-    combination.write(output, options.to, options.overwrite, &Watch::start(signals, "writing", 0, show_progress))
+    let watch = Watch::start(signals, "writing", 0, show_progress);
+    let report = combination.write(output, options.to, options.overwrite, &watch)?;
+    if let Some(path) = &job.save_recipe {
+        let kept = |(combined, (path, weight)): (&CombinedAdapter, &(PathBuf, f64))| {
+            // From where the recipe lies the path is found again only if it is whole.
+            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+            RecipeAdapter { path, weight: *weight, content: Some(combined.content.clone()) }
+        };
+        let kept = report.adapters.iter().zip(&job.adapters).map(kept).collect();
+        Recipe { adapters: kept, options: options.clone() }.write(path, options.overwrite)?;
+    }
+    Ok(report)
 }
 
-fn weighted<'a>(adapters: &'a [Adapter], typed: &[(std::path::PathBuf, f64)]) -> Vec<Weighted<'a>> {
+fn weighted<'a>(adapters: &'a [Adapter], typed: &[(PathBuf, f64)]) -> Vec<Weighted<'a>> {
     adapters.iter().zip(typed).map(|(adapter, (_, weight))| Weighted { adapter, weight: *weight }).collect()
 }
 

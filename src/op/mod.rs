@@ -36,7 +36,8 @@ mod write;
 
 pub use bake::{BakeOptions, bake};
 pub use combine::{
-    Combination, CombineMethod, CombineOptions, LayerWeight, MajoritySign, PartsPolicy, PeftCombination, PeftKind, combine,
+    Combination, CombineMethod, CombineOptions, LayerWeight, MajoritySign, MethodNumbers, PartsPolicy, PeftCombination, PeftKind,
+    Recipe, RecipeAdapter, combine,
 };
 pub use convert::{ConvertOptions, ConvertTo, convert};
 pub use delta::{delta_rows, merge_tensor};

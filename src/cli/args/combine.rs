@@ -8,7 +8,27 @@ use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 
 use super::{FactorDtype, OpenArgs, SplitArg, To, loader_parser};
-use crate::{Loader, PeftKind};
+use crate::{CombineMethod, Loader, PeftKind};
+
+/// What a recipe says, so that it is not said beside it.
+const RECIPE: [&str; 16] = [
+    "adapters",
+    "method",
+    "density",
+    "epsilon",
+    "outliers",
+    "seed",
+    "compat",
+    "majority_sign",
+    "weight",
+    "parts",
+    "allow_base_mismatch",
+    "rule",
+    "loader",
+    "dtype",
+    "split",
+    "save_recipe",
+];
 
 /// Write several adapters as one
 #[derive(Debug, Args)]
@@ -17,7 +37,7 @@ use crate::{Loader, PeftKind};
 #[command(group = clap::ArgGroup::new("rule").args(["rank", "energy", "error", "budget"]))]
 pub(in super::super) struct CombineArgs {
     /// The adapters, each a folder or a .safetensors file, with the weight of each [default: 1]
-    #[arg(value_name = "ADAPTER[:WEIGHT]", required = true)]
+    #[arg(value_name = "ADAPTER[:WEIGHT]", required_unless_present = "recipe")]
     pub adapters: Vec<OsString>,
     /// What to write: a container if the name ends in .safetensors, otherwise a PEFT folder
     #[arg(long, short, value_name = "OUT", required_unless_present = "dry_run")]
@@ -25,6 +45,12 @@ pub(in super::super) struct CombineArgs {
     /// The format to write [default: by the name of OUT]
     #[arg(long, value_enum)]
     pub to: Option<To>,
+    /// Do what a recipe says instead of what adapters and options say
+    #[arg(long, value_name = "FILE", conflicts_with_all = RECIPE)]
+    pub recipe: Option<PathBuf>,
+    /// Write down what is combined and how, with the content of each adapter, as a recipe
+    #[arg(long, value_name = "FILE", conflicts_with = "dry_run")]
+    pub save_recipe: Option<PathBuf>,
     /// Replace the output if it exists, in one step, once the new one is complete
     #[arg(long)]
     pub overwrite: bool,
@@ -34,22 +60,22 @@ pub(in super::super) struct CombineArgs {
     #[command(flatten)]
     pub method: MethodArgs,
     /// As PEFT's add_weighted_adapter does it: peft:linear, peft:cat, peft:svd, … (see below)
-    #[arg(long, value_name = "peft:TYPE", value_parser = peft_parser(), hide_possible_values = true, conflicts_with = "method", help_heading = "How it is combined")]
+    #[arg(long, value_name = "peft:TYPE", value_parser = peft_parser(), hide_possible_values = true, conflicts_with = "method", help_heading = "How adapters are combined")]
     pub compat: Option<PeftKind>,
     /// What decides a sign in those of PEFT's types that elect one
-    #[arg(long, value_enum, requires = "compat", help_heading = "How it is combined")]
+    #[arg(long, value_enum, requires = "compat", help_heading = "How adapters are combined")]
     pub majority_sign: Option<MajoritySignArg>,
     /// The weight of some targets, as a factor: a glob over parts of their names; of adapter N alone with N: in front; may be repeated
-    #[arg(long, value_name = "[N:]GLOB=W", help_heading = "How it is combined", allow_hyphen_values = true)]
+    #[arg(long, value_name = "[N:]GLOB=W", help_heading = "How adapters are combined", allow_hyphen_values = true)]
     pub weight: Vec<String>,
     /// Of the chance in dare-linear, dare-ties and della [default: 0]
-    #[arg(long, value_name = "N", help_heading = "How it is combined")]
+    #[arg(long, value_name = "N", help_heading = "How adapters are combined")]
     pub seed: Option<u64>,
     /// What becomes of full tensors, rows, magnitudes and multipliers that have no sum
-    #[arg(long, value_enum, default_value_t = PartsArg::Error, help_heading = "How it is combined")]
+    #[arg(long, value_enum, default_value_t = PartsArg::Error, help_heading = "How adapters are combined")]
     pub parts: PartsArg,
     /// Combine adapters that name different bases by their digests
-    #[arg(long, help_heading = "How it is combined")]
+    #[arg(long, help_heading = "How adapters are combined")]
     pub allow_base_mismatch: bool,
     /// At most this rank for every target
     #[arg(long, value_name = "R", help_heading = "Rank: one of [default: ranks add up]")]
@@ -83,36 +109,17 @@ pub(in super::super) struct CombineArgs {
 #[derive(Debug, Args)]
 pub(in super::super) struct MethodArgs {
     /// What becomes of the updates
-    #[arg(long, value_enum, default_value_t = CombineMethodArg::Linear, hide_possible_values = true, help_heading = "How it is combined")]
-    pub method: CombineMethodArg,
+    #[arg(long, value_parser = PossibleValuesParser::new(CombineMethod::NAMES), default_value = "linear", hide_possible_values = true, help_heading = "How adapters are combined")]
+    pub method: String,
     /// The share of values that is kept, for methods that drop some [default: 0.2 of ties, knots and core-space, 0.85 of breadcrumbs, else 0.5]
-    #[arg(long, value_name = "SHARE", help_heading = "How it is combined", allow_hyphen_values = true)]
+    #[arg(long, value_name = "SHARE", help_heading = "How adapters are combined", allow_hyphen_values = true)]
     pub density: Option<String>,
     /// By how much the chances of the largest and the smallest value of a row differ, in della [default: 0.2]
-    #[arg(long, value_name = "SHARE", help_heading = "How it is combined", allow_hyphen_values = true)]
+    #[arg(long, value_name = "SHARE", help_heading = "How adapters are combined", allow_hyphen_values = true)]
     pub epsilon: Option<String>,
     /// The share of the largest values that breadcrumbs drops [default: 0.01]
-    #[arg(long, value_name = "SHARE", help_heading = "How it is combined", allow_hyphen_values = true)]
+    #[arg(long, value_name = "SHARE", help_heading = "How adapters are combined", allow_hyphen_values = true)]
     pub outliers: Option<String>,
-}
-
-/// How updates are combined.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(in super::super) enum CombineMethodArg {
-    Linear,
-    Cat,
-    Svd,
-    Slerp,
-    Ties,
-    DareLinear,
-    DareTies,
-    Della,
-    Breadcrumbs,
-    MagnitudePrune,
-    Knots,
-    CoreSpace,
-    Tsv,
-    IsoC,
 }
 
 /// What decides a sign.
@@ -128,13 +135,6 @@ pub(in super::super) enum MajoritySignArg {
 fn peft_parser() -> impl TypedValueParser<Value = PeftKind> {
     let names = PossibleValuesParser::new(PeftKind::ALL.map(PeftKind::name));
     names.map(|name| PeftKind::ALL.into_iter().find(|kind| kind.name() == name).unwrap_or(PeftKind::Linear))
-}
-
-impl CombineMethodArg {
-    /// Takes a seed.
-    pub(in super::super) fn leaves_to_chance(self) -> bool {
-        matches!(self, CombineMethodArg::DareLinear | CombineMethodArg::DareTies | CombineMethodArg::Della)
-    }
 }
 
 /// What becomes of parts that have no sum.

@@ -15,7 +15,7 @@ use clap::{Args, ColorChoice, Parser, Subcommand, ValueEnum};
 use super::signals::OnSignal;
 use crate::Loader;
 
-pub(super) use combine::{CombineArgs, CombineMethodArg, MajoritySignArg, MethodArgs, PartsArg};
+pub(super) use combine::{CombineArgs, MajoritySignArg, MethodArgs, PartsArg};
 pub(super) use extract::{ExtractArgs, FactorDtype, MethodArg, RestArg, SplitArg};
 pub(super) use resize::ResizeArgs;
 

@@ -2,13 +2,13 @@
 
 use std::path::PathBuf;
 
-use super::super::args::{CombineArgs, CombineMethodArg, MajoritySignArg, MethodArgs, PartsArg};
+use super::super::args::{CombineArgs, MajoritySignArg, MethodArgs, PartsArg};
 use super::super::number;
 use super::extract::{budget, by_name, dtype, split};
 use super::{open, overwrite, weighted};
 use crate::{
-    CombineMethod, CombineOptions, Error, ExecOptions, LayerWeight, MajoritySign, OpenOptions, PartsPolicy, PeftCombination,
-    PeftKind, RankRule, ReadMode, Result, rules,
+    CombineMethod, CombineOptions, Error, ExecOptions, LayerWeight, MajoritySign, MethodNumbers, OpenOptions, PartsPolicy,
+    RankRule, ReadMode, Recipe, Result, rules,
 };
 
 #[derive(Debug)]
@@ -17,14 +17,38 @@ pub(in super::super) struct CombineJob {
     pub adapters: Vec<(PathBuf, f64)>,
     /// `None` only computes.
     pub output: Option<PathBuf>,
+    /// Where to write down what was combined.
+    pub save_recipe: Option<PathBuf>,
     pub open: OpenOptions,
     pub options: CombineOptions,
 }
 
 pub(super) fn combine(args: CombineArgs) -> Result<CombineJob> {
     let output = args.output.clone().unwrap_or_else(|| PathBuf::from("."));
+    if let Some(recipe) = &args.recipe {
+        let Recipe { adapters, options } = Recipe::read(recipe)?;
+        let options = CombineOptions {
+            contents: adapters.iter().map(|adapter| adapter.content.clone()).collect(),
+            to: by_name(args.to, &output),
+            overwrite: overwrite(args.overwrite),
+            exec: ExecOptions { threads: args.threads, ..Default::default() },
+            ..options
+        };
+        return Ok(CombineJob {
+            adapters: adapters.into_iter().map(|adapter| (adapter.path, adapter.weight)).collect(),
+            output: args.output.filter(|_| !args.dry_run),
+            save_recipe: None,
+            open: open(&args.open, ReadMode::Read)?,
+            options,
+        });
+    }
+    let name = args.compat.map_or_else(|| args.method.method.clone(), |kind| kind.name().to_owned());
+    let majority = args.majority_sign.map(|sign| match sign {
+        MajoritySignArg::Total => MajoritySign::Total,
+        MajoritySignArg::Frequency => MajoritySign::Frequency,
+    });
     let options = CombineOptions {
-        method: args.compat.map_or_else(|| method(&args.method, args.seed), |kind| peft(kind, &args))?,
+        method: method(&name, &args.method, args.seed, majority)?,
         layers: args.weight.iter().map(|text| layer(text)).collect::<Result<_>>()?,
         rank: rule(&args)?,
         loader: args.loader,
@@ -44,89 +68,23 @@ pub(super) fn combine(args: CombineArgs) -> Result<CombineJob> {
     Ok(CombineJob {
         adapters: weighted(&args.adapters, None)?,
         output: args.output.filter(|_| !args.dry_run),
+        save_recipe: args.save_recipe,
         open: open(&args.open, ReadMode::Read)?,
         options,
     })
 }
 
-/// The method with its numbers. A number that it does not take is a mistake.
-pub(super) fn method(args: &MethodArgs, seed: Option<u64>) -> Result<CombineMethod> {
-    let mut unused = vec![];
-    let mut number = |flag: &'static str, typed: &Option<String>, default: Option<f64>| -> Result<f64> {
-        match (typed, default) {
-            (Some(_), None) => unused.push(flag),
-            (Some(text), Some(_)) => return number::finite(text, flag),
-            (None, _) => {}
-        }
-        Ok(default.unwrap_or(0.0))
+/// The method with its numbers.
+pub(super) fn method(name: &str, args: &MethodArgs, seed: Option<u64>, majority: Option<MajoritySign>) -> Result<CombineMethod> {
+    let share = |text: &Option<String>, what: &str| text.as_deref().map(|text| number::finite(text, what)).transpose();
+    let numbers = MethodNumbers {
+        density: share(&args.density, "density")?,
+        epsilon: share(&args.epsilon, "epsilon")?,
+        outliers: share(&args.outliers, "share of outliers")?,
+        seed,
+        majority,
     };
-    use CombineMethodArg as Arg;
-    let density = match args.method {
-        Arg::Ties | Arg::Knots | Arg::CoreSpace => Some(0.2),
-        Arg::DareLinear | Arg::DareTies | Arg::Della | Arg::MagnitudePrune => Some(0.5),
-        Arg::Breadcrumbs => Some(0.85),
-        Arg::Linear | Arg::Cat | Arg::Svd | Arg::Slerp | Arg::Tsv | Arg::IsoC => None,
-    };
-    let density = number("density", &args.density, density)?;
-    let epsilon = number("epsilon", &args.epsilon, (args.method == Arg::Della).then_some(0.2))?;
-    let outliers = number("outliers", &args.outliers, (args.method == Arg::Breadcrumbs).then_some(0.01))?;
-    if seed.is_some() && !args.method.leaves_to_chance() {
-        unused.push("seed");
-    }
-    let seed = seed.unwrap_or(0);
-    let method = match args.method {
-        Arg::Linear => CombineMethod::Linear,
-        Arg::Cat => CombineMethod::Cat,
-        Arg::Svd => CombineMethod::Svd,
-        Arg::Slerp => CombineMethod::Slerp,
-        Arg::Ties => CombineMethod::Ties { density },
-        Arg::MagnitudePrune => CombineMethod::MagnitudePrune { density },
-        Arg::DareLinear => CombineMethod::DareLinear { density, seed },
-        Arg::DareTies => CombineMethod::DareTies { density, seed },
-        Arg::Della => CombineMethod::Della { density, epsilon, seed },
-        Arg::Breadcrumbs => CombineMethod::Breadcrumbs { density, outliers },
-        Arg::Knots => CombineMethod::Knots { density },
-        Arg::CoreSpace => CombineMethod::CoreSpace { density },
-        Arg::Tsv => CombineMethod::Tsv,
-        Arg::IsoC => CombineMethod::IsoC,
-    };
-    match unused.first() {
-        None => Ok(method),
-        Some(flag) => {
-            let message = format!("{} does not take a {flag}", method.name());
-            Err(Error::new(rules::ARGUMENT, message).help(format!("leave out --{flag}")))
-        }
-    }
-}
-
-/// As PEFT, which has no default density.
-fn peft(kind: PeftKind, args: &CombineArgs) -> Result<CombineMethod> {
-    let refuse = |message: String, help: String| Err(Error::new(rules::ARGUMENT, message).help(help));
-    let unused = [
-        ("density", args.method.density.is_some() && !kind.takes_density()),
-        ("seed", args.seed.is_some() && !kind.takes_seed()),
-        ("majority-sign", args.majority_sign.is_some() && !kind.takes_majority()),
-        ("epsilon", args.method.epsilon.is_some()),
-        ("outliers", args.method.outliers.is_some()),
-    ];
-    if let Some((flag, _)) = unused.iter().find(|(_, is_unused)| *is_unused) {
-        return refuse(format!("{} does not take a {flag}", kind.name()), format!("leave out --{flag}"));
-    }
-    let density = match &args.method.density {
-        Some(text) => number::finite(text, "density")?,
-        None if kind.takes_density() => {
-            return refuse(
-                format!("{} takes a density, for which PEFT has no default", kind.name()),
-                "give --density 0.5, for example".into(),
-            );
-        }
-        None => 1.0,
-    };
-    let majority = match args.majority_sign {
-        Some(MajoritySignArg::Frequency) => MajoritySign::Frequency,
-        _ => MajoritySign::Total,
-    };
-    Ok(CombineMethod::Peft(PeftCombination { kind, density, majority, seed: args.seed.unwrap_or(0) }))
+    CombineMethod::named(name, &numbers)
 }
 
 /// At most one of them is given.

@@ -203,8 +203,10 @@ fn merge(args: MergeArgs) -> Result<MergeJob> {
     if let Some(memory) = &args.memory {
         exec.memory = Some(number::bytes(memory, "memory")? as u64);
     }
-    let by_chance = args.method.method.leaves_to_chance();
-    let method = combine::method(&args.method, args.seed.filter(|_| by_chance))?;
+    // One seed is for the rounding or for the method, whichever leaves something to chance.
+    let name = args.method.method.as_str();
+    let by_chance = combine::method(name, &args.method, None, None)?.seed().is_some();
+    let method = combine::method(name, &args.method, args.seed.filter(|_| by_chance), None)?;
     let output = OutputOptions {
         dtype: match args.dtype {
             None | Some(OutputDtype::Keep) => None,

@@ -4,6 +4,7 @@
 use serde_json::{Value, json};
 
 use super::compat::PeftCombination;
+use super::named::MethodNumbers;
 use crate::error::{Error, Result};
 use crate::kernel::fusion::{ByValue, Drops, Tally};
 use crate::rules;
@@ -140,7 +141,7 @@ impl CombineMethod {
     }
 
     /// The numbers that it takes, by name.
-    fn numbers(self) -> Vec<(&'static str, f64)> {
+    pub(super) fn numbers(self) -> Vec<(&'static str, f64)> {
         match self {
             CombineMethod::Ties { density }
             | CombineMethod::MagnitudePrune { density }
@@ -162,13 +163,28 @@ impl CombineMethod {
     }
 
     /// The seed of its chance, if it leaves something to chance.
-    pub(super) fn seed(self) -> Option<u64> {
+    pub fn seed(self) -> Option<u64> {
         match self {
             CombineMethod::DareLinear { seed, .. } | CombineMethod::DareTies { seed, .. } | CombineMethod::Della { seed, .. } => {
                 Some(seed)
             }
             CombineMethod::Peft(peft) => peft.kind.takes_seed().then_some(peft.seed),
             _ => None,
+        }
+    }
+
+    /// Its numbers, all given.
+    pub(super) fn given(self) -> MethodNumbers {
+        let number = |wanted: &str| self.numbers().iter().find(|(name, _)| *name == wanted).map(|(_, number)| *number);
+        MethodNumbers {
+            density: number("density"),
+            epsilon: number("epsilon"),
+            outliers: number("outliers"),
+            seed: self.seed(),
+            majority: match self {
+                CombineMethod::Peft(peft) => peft.kind.takes_majority().then_some(peft.majority),
+                _ => None,
+            },
         }
     }
 

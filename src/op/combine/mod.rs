@@ -13,7 +13,9 @@ mod made;
 mod measure;
 mod method;
 mod mixed;
+mod named;
 mod options;
+mod recipe;
 mod stacked;
 mod wanted;
 mod weights;
@@ -44,7 +46,9 @@ pub use compat::{MajoritySign, PeftCombination, PeftKind};
 use made::{Each, Made, share};
 pub use method::CombineMethod;
 use mixed::Mixed;
+pub use named::MethodNumbers;
 pub use options::{CombineOptions, LayerWeight, PartsPolicy};
+pub use recipe::{Recipe, RecipeAdapter};
 use wanted::Layout;
 use weights::Weights;
 
@@ -101,6 +105,7 @@ impl Combination {
         weights.check_used(&all.iter().map(|adapter| tensors(adapter)).collect::<Vec<_>>())?;
         let (base, mut warnings) = base::agree(&all, options.allow_base_mismatch)?;
         let roots = roots(&all, progress)?;
+        expected(&all, &roots, &options.contents)?;
         let order = order(adapters, &roots);
         let sums = align::align(&all, &order, &weights)?;
         check_ranks(&sums, options)?;
@@ -329,6 +334,18 @@ fn roots(adapters: &[&Adapter], progress: &dyn Progress) -> Result<Vec<String>> 
         Ok(root.finish())
     };
     adapters.iter().map(of).collect()
+}
+
+/// Holds the adapters against the content that a recipe states.
+///
+/// # Errors
+/// `C-038`.
+fn expected(adapters: &[&Adapter], roots: &[String], contents: &[Option<String>]) -> Result<()> {
+    let stated = contents.iter().zip(roots).position(|(stated, root)| stated.as_ref().is_some_and(|stated| stated != root));
+    let Some(place) = stated else { return Ok(()) };
+    let message = format!("its content root is {}, and not the one that was asked for", roots[place]);
+    let help = "it is another adapter, or another state of it; the recipe names the one that was combined";
+    Err(Error::new(rules::CONTENT_ROOT, message).file(adapters[place].label()).help(help))
 }
 
 /// The order in which adapters are added: by what they are, and not by where they stand.

@@ -56,6 +56,8 @@ pub struct CombineOptions {
     pub method: CombineMethod,
     /// Weights by layer. Default none.
     pub layers: Vec<LayerWeight>,
+    /// The content root that each adapter has to have, in their order. Default none.
+    pub contents: Vec<Option<String>>,
     /// How the rank of each target is chosen. Default: that of the method; the sum keeps all ranks, which add up.
     pub rank: Option<RankRule>,
     /// Bring all ranks up to the next size that this loader makes room for anyway. Default none.
@@ -83,6 +85,7 @@ impl Default for CombineOptions {
         CombineOptions {
             method: CombineMethod::Linear,
             layers: Vec::new(),
+            contents: Vec::new(),
             rank: None,
             loader: None,
             split: Split::Sqrt,

@@ -83,12 +83,12 @@ def values(noise, number, shape):
     return out.view(shape)
 
 
-def adapter(folder, size, targets, rank=16):
-    """Writes a PEFT adapter in f32 with alpha = 2 · rank."""
+def adapter(folder, size, targets, rank=16, seed=1, layers=None):
+    """Writes a PEFT adapter in f32 with alpha = 2 · rank, of the first layers if so many are given."""
     os.makedirs(folder)
-    generator, tensors = torch.Generator().manual_seed(1), {}
+    generator, tensors = torch.Generator().manual_seed(seed), {}
     for name, shape in shapes(size):
-        if name.split(".")[-2] in targets:
+        if name.split(".")[-2] in targets and (layers is None or int(name.split(".")[2]) < layers):
             module = "base_model.model." + name.removesuffix(".weight")
             tensors[module + ".lora_A.weight"] = torch.randn(rank, shape[1], generator=generator) / shape[1] ** 0.5
             tensors[module + ".lora_B.weight"] = torch.randn(shape[0], rank, generator=generator) * 0.02

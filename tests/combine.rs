@@ -270,8 +270,18 @@ fn what_cannot_belong_together_is_refused_by_name() {
     let other = memory(&wave(20, 2, 0.1), &wave(2, 30, 0.2));
     let told = refused(&[(&one, 1.0), (&other, 1.0)], &options);
     assert!(told[0].0 == "A-023" && told[0].1.contains("q_proj") && told[0].1.contains("(20, 30)"), "{told:?}");
-    let told = refused(&[(&adapter("bert-seqcls"), 1.0), (&adapter("bert-qv"), 1.0)], &options);
+    let berts = [adapter("bert-seqcls"), adapter("bert-qv")];
+    let told = refused(&[(&berts[0], 1.0), (&berts[1], 1.0)], &options);
     assert_eq!(told[0].0, "A-020");
+    let folder = tempfile::tempdir().unwrap();
+    let under_one_name = with(|o| o.prefix = Some(("bert.".into(), String::new())));
+    let (_, both) = combined(&[(&berts[0], 1.0), (&berts[1], 1.0)], folder.path(), &under_one_name);
+    assert_eq!(both.targets().len(), berts[1].targets().len());
+    let under_the_other = with(|o| o.prefix = Some((String::new(), "bert.".into())));
+    let (report, both) = combined(&[(&berts[0], 1.0), (&berts[1], 1.0)], folder.path(), &under_the_other);
+    assert!(
+        both.targets().iter().all(|t| t.tensor.starts_with("bert.encoder")) && report.targets.iter().all(|t| t.adapters == 2)
+    );
     assert_eq!(refused(&[(&adapter("pissa"), 1.0)], &options)[0].0, "P-007");
     assert_eq!(refused(&[], &options)[0].0, "U-001");
     let cat = with(|o| (o.method, o.rank) = (CombineMethod::Cat, Some(RankRule::Fixed(4))));

@@ -11,7 +11,8 @@ use super::{FactorDtype, OpenArgs, SplitArg, To, loader_parser};
 use crate::{CombineMethod, Loader, PeftKind};
 
 /// What a recipe says, so that it is not said beside it.
-const RECIPE: [&str; 16] = [
+const RECIPE: [&str; 17] = [
+    "prefix",
     "adapters",
     "method",
     "density",
@@ -74,6 +75,9 @@ pub(in super::super) struct CombineArgs {
     /// What becomes of full tensors, rows, magnitudes and multipliers that have no sum
     #[arg(long, value_enum, default_value_t = PartsArg::Error, help_heading = "How adapters are combined")]
     pub parts: PartsArg,
+    /// Rename targets that start with FROM so that they start with TO, where adapters of one model name it differently
+    #[arg(long, value_name = "FROM=TO", help_heading = "How adapters are combined")]
+    pub prefix: Option<String>,
     /// Combine adapters that name different bases by their digests
     #[arg(long, help_heading = "How adapters are combined")]
     pub allow_base_mismatch: bool,
@@ -154,7 +158,7 @@ Methods:
   cat              the same, and never with another rank
   svd              the same with the highest rank of the adapters
   slerp            two updates, on the arc between them
-  ties             the largest values; a sign by majority, the mean of what has it
+  ties             the largest values; a sign by majority, the mean of those
   magnitude-prune  the sum of the largest values
   dare-linear      the sum of what chance leaves, divided by the density
   dare-ties        what chance leaves, as by ties
@@ -172,10 +176,10 @@ Of PEFT: linear, cat, svd, ties, ties_svd, dare_linear, dare_linear_svd,
 Examples:
   loratool combine ./a:0.7 ./b:-0.3 -o ./ab
   loratool combine ./a ./b --rank 16 -o ./ab
-  loratool combine ./a ./b --weight 'layers.[0-7].*=0.5' --weight '2:mlp=0' -o ./ab
+  loratool combine ./a ./b --weight 'layers.[0-7]=0.5' --weight '2:mlp=0' -o ./c
   subtract:  loratool combine ./a ./b:-1 -o ./difference
   negate:    loratool combine ./a:-1 -o ./opposite
   scale:     loratool combine ./a:0.5 -o ./half
 
-Updates are combined, never A with A and B with B. What a rank costs is known and
-not estimated, and is said before anything is written.";
+Updates are combined, never A with A and B with B. What a rank costs is known
+and not estimated, and is said before anything is written.";

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use super::super::args::{CombineArgs, MajoritySignArg, MethodArgs, PartsArg};
 use super::super::number;
 use super::extract::{budget, by_name, dtype, split};
-use super::{open, overwrite, weighted};
+use super::{open, overwrite, prefix, weighted};
 use crate::{
     CombineMethod, CombineOptions, Error, ExecOptions, LayerWeight, MajoritySign, MethodNumbers, OpenOptions, PartsPolicy,
     RankRule, ReadMode, Recipe, Result, rules,
@@ -59,6 +59,7 @@ pub(super) fn combine(args: CombineArgs) -> Result<CombineJob> {
             PartsArg::First => PartsPolicy::First,
             PartsArg::Average => PartsPolicy::Average,
         },
+        prefix: args.prefix.as_deref().map(prefix).transpose()?,
         allow_base_mismatch: args.allow_base_mismatch,
         to: by_name(args.to, &output),
         overwrite: overwrite(args.overwrite),

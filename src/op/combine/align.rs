@@ -116,7 +116,9 @@ fn apart(adapters: &[&Adapter]) -> Option<Diagnostic> {
         let pair = ours.iter().find_map(|one| Some((one, theirs.iter().find(|two| is_end(one, two) || is_end(two, one))?)));
         if let Some((one, two)) = pair {
             let message = format!("{one:?} of {} is called {two:?} here: no target has the same name in both", first.label());
-            let help = "bring both to the names of their base first: loratool convert --base BASE";
+            let (long, short) = if one.len() > two.len() { (one, two) } else { (two, one) };
+            let help =
+                format!("if they are of one model, pass --prefix {}=", long.strip_suffix(short.as_str()).unwrap_or_default());
             return Some(Diagnostic::new(rules::SOME_TARGET, message).file(other.label()).tensor(two).help(help));
         }
     }

@@ -15,6 +15,7 @@ mod method;
 mod mixed;
 mod named;
 mod options;
+mod prefix;
 mod recipe;
 mod stacked;
 mod wanted;
@@ -100,7 +101,14 @@ impl Combination {
         if adapters.is_empty() {
             return Err(Error::new(rules::ARGUMENT, "no adapter is given"));
         }
-        let all: Vec<&Adapter> = adapters.iter().map(|weighted| weighted.adapter).collect();
+        let renamed: Vec<Adapter> = match &options.prefix {
+            None => adapters.iter().map(|weighted| weighted.adapter.clone()).collect(),
+            Some((from, to)) => {
+                let renamed = |one: &Weighted<'_>| prefix::renamed(one.adapter, (from, to), &options.limits);
+                adapters.iter().map(renamed).collect::<Result<_>>()?
+            }
+        };
+        let all: Vec<&Adapter> = renamed.iter().collect();
         let weights = Weights::new(adapters.iter().map(|weighted| weighted.weight).collect(), &options.layers)?;
         weights.check_used(&all.iter().map(|adapter| tensors(adapter)).collect::<Vec<_>>())?;
         let (base, mut warnings) = base::agree(&all, options.allow_base_mismatch)?;
@@ -419,6 +427,7 @@ fn step(adapters: &[Weighted<'_>], roots: &[String], options: &CombineOptions) -
             "method": options.method.described(),
             "names": adapters.iter().map(|weighted| name(Path::new(weighted.adapter.label()))).collect::<Vec<_>>(),
             "parts": options.parts.name(),
+            "prefix": options.prefix.as_ref().map(|(from, to)| format!("{from}={to}")),
             "rank": options.rank.map(RankRule::described),
             "split": options.split.name(),
             "weights": adapters.iter().map(|weighted| weighted.weight).collect::<Vec<_>>(),

@@ -56,6 +56,9 @@ pub struct CombineOptions {
     pub method: CombineMethod,
     /// Weights by layer. Default none.
     pub layers: Vec<LayerWeight>,
+    /// Put the second string in the place of the first at the start of all names that have it; an empty first one is put before all that do not
+    /// begin with the second. Default none: names are what they are.
+    pub prefix: Option<(String, String)>,
     /// The content root that each adapter has to have, in their order. Default none.
     pub contents: Vec<Option<String>>,
     /// How the rank of each target is chosen. Default: that of the method; the sum keeps all ranks, which add up.
@@ -85,6 +88,7 @@ impl Default for CombineOptions {
         CombineOptions {
             method: CombineMethod::Linear,
             layers: Vec::new(),
+            prefix: None,
             contents: Vec::new(),
             rank: None,
             loader: None,

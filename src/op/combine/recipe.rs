@@ -67,6 +67,7 @@ struct Written {
     split: Option<String>,
     parts: Option<String>,
     allow_base_mismatch: Option<bool>,
+    prefix: Option<String>,
     adapter: Vec<RecipeAdapter>,
     layer: Vec<WrittenLayer>,
 }
@@ -156,6 +157,7 @@ impl Recipe {
             split: Some(options.split.name().to_owned()),
             parts: Some(options.parts.name().to_owned()),
             allow_base_mismatch: options.allow_base_mismatch.then_some(true),
+            prefix: options.prefix.as_ref().map(|(from, to)| format!("{from}={to}")),
             adapter: self.adapters.clone(),
             layer: options.layers.iter().map(layer).collect(),
             ..Written::default()
@@ -215,6 +217,10 @@ impl Written {
             dtype: named("dtype", self.dtype.as_ref(), &DTYPES)?,
             parts: named("parts", self.parts.as_ref(), &PARTS)?.unwrap_or(PartsPolicy::Refuse),
             allow_base_mismatch: self.allow_base_mismatch.unwrap_or(false),
+            prefix: match self.prefix.as_deref().map(|prefix| prefix.split_once('=').ok_or(prefix)).transpose() {
+                Ok(pair) => pair.map(|(from, to)| (from.to_owned(), to.to_owned())),
+                Err(prefix) => return Err(format!("the prefix {prefix:?} is not of the form FROM=TO")),
+            },
             ..Default::default()
         };
         Ok(Recipe { adapters: self.adapter, options })

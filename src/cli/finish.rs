@@ -11,8 +11,8 @@ use super::output;
 use super::render::{self, escape, json};
 use super::signals::Signals;
 use crate::report::{
-    BakeReport, CombineReport, ConvertReport, DigestReport, ExtractReport, InspectReport, MergeEachReport, MergeReport, Note,
-    RecoverReport, ResizeReport, SpectrumReport, UnmergeReport, ValidateReport, VerifyReport,
+    BakeReport, CombineReport, CompareReport, ConvertReport, DigestReport, ExtractReport, InspectReport, MergeEachReport,
+    MergeReport, Note, RecoverReport, ResizeReport, SpectrumReport, UnmergeReport, ValidateReport, VerifyReport,
 };
 use crate::{Class, Error, Renaming};
 
@@ -62,6 +62,7 @@ pub(super) enum Found {
     Extract(ExtractReport),
     Resize(ResizeReport),
     Combine(CombineReport),
+    Compare(Compared),
     Recover(RecoverReport),
     Unmerge(UnmergeReport),
     Verify(Verified),
@@ -73,6 +74,14 @@ pub(super) struct Verified {
     pub report: VerifyReport,
     /// Text lists every tensor. JSON always does.
     pub every_tensor: bool,
+}
+
+/// What `compare` found.
+#[derive(Debug)]
+pub(super) struct Compared {
+    pub report: CompareReport,
+    /// Text lists every tensor. JSON always does.
+    pub every_target: bool,
 }
 
 /// What `inspect` found.
@@ -125,6 +134,7 @@ impl Found {
             Found::Bake(report) => report.warnings.iter().collect(),
             Found::Resize(report) => report.warnings.iter().collect(),
             Found::Combine(report) => report.warnings.iter().collect(),
+            Found::Compare(compared) => compared.report.warnings.iter().collect(),
             Found::Extract(report) => report.warnings.iter().collect(),
             Found::Convert(report) => report.warnings.iter().collect(),
             Found::Recover(_) => Vec::new(),

@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
-use super::finish::{Finished, Fit, Found, Inspected, Style, Verified};
+use super::finish::{Compared, Finished, Fit, Found, Inspected, Style, Verified};
 use super::job::{
-    BakeJob, CombineJob, ConvertJob, ExtractJob, InspectJob, Job, MergeJob, RecoverJob, ResizeJob, UnmergeJob, ValidateJob,
-    VerifyJob,
+    BakeJob, CombineJob, CompareJob, ConvertJob, ExtractJob, InspectJob, Job, MergeJob, RecoverJob, ResizeJob, UnmergeJob,
+    ValidateJob, VerifyJob,
 };
 use super::output;
 use super::progress::Watch;
-use super::render::{self, plot};
+use super::render::{self, plot, plot_compare};
 use super::signals::Signals;
 use super::sniff::{self, Kind};
 use crate::report::{
@@ -18,10 +18,10 @@ use crate::report::{
 };
 use crate::{
     Adapter, BindOptions, Binding, Checkpoint, Combination, ConvertOptions, Error, ExecOptions, OpenOptions, Plan, Recipe,
-    RecipeAdapter, Result, TensorSource, Weighted, bake, check_loaders, convert, dry_run, dry_run_each, dry_run_in_place,
-    extract, inspect_adapter, inspect_checkpoint, merge, merge_each, merge_in_place, open_adapter_with, open_checkpoint_with,
-    recompute_residual, recover, resize, rules, spectrum, unmerge_by_log, unmerge_by_subtraction, validate_adapter,
-    validate_checkpoint, verify, verify_digests,
+    RecipeAdapter, Result, TensorSource, Weighted, bake, check_loaders, compare, convert, dry_run, dry_run_each,
+    dry_run_in_place, extract, inspect_adapter, inspect_checkpoint, merge, merge_each, merge_in_place, open_adapter_with,
+    open_checkpoint_with, recompute_residual, recover, resize, rules, spectrum, unmerge_by_log, unmerge_by_subtraction,
+    validate_adapter, validate_checkpoint, verify, verify_digests,
 };
 
 /// Carries out `job`.
@@ -38,6 +38,7 @@ pub(super) fn run(job: &Job, signals: &Signals, style: Style) -> Finished {
         Job::Bake(job) => run_bake(job, signals, show_progress).map(Found::Bake),
         Job::Extract(job) => run_extract(job, signals, show_progress).map(Found::Extract),
         Job::Resize(job) => run_resize(job, signals, show_progress).map(Found::Resize),
+        Job::Compare(job) => run_compare(job, signals, show_progress).map(Found::Compare),
         Job::Combine(job) => run_combine(job, signals, style).map(Found::Combine),
         Job::Convert(job) => run_convert(job, signals, show_progress).map(Found::Convert),
     };
@@ -321,6 +322,18 @@ fn run_combine(job: &CombineJob, signals: &Signals, style: Style) -> Result<Comb
         Recipe { adapters: kept, options: options.clone() }.write(path, options.overwrite)?;
     }
     Ok(report)
+}
+
+fn run_compare(job: &CompareJob, signals: &Signals, show_progress: bool) -> Result<Compared> {
+    let base = job.base.as_ref().map(|base| open_checkpoint_with(base, &job.open));
+    let adapters = job.adapters.iter().map(|path| open_adapter_with(path, &job.open)).collect();
+    let (base, adapters) = opened(base.transpose(), adapters)?;
+    let [one, other] = &adapters[..] else { return Err(Error::new(rules::ARGUMENT, "two adapters are compared")) };
+    let watch = Watch::start(signals, "reading", 0, show_progress);
+    let report = compare([one, other], base.as_ref(), &job.options, &watch)?;
+    drop(watch);
+    job.plot.as_ref().map(|path| plot_compare::draw(&report, path)).transpose()?;
+    Ok(Compared { report, every_target: job.every_target })
 }
 
 fn weighted<'a>(adapters: &'a [Adapter], typed: &[(PathBuf, f64)]) -> Vec<Weighted<'a>> {

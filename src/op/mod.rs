@@ -4,6 +4,7 @@ mod account;
 mod bake;
 mod combine;
 mod companions;
+mod compare;
 mod convert;
 mod crew;
 mod delta;
@@ -39,6 +40,7 @@ pub use combine::{
     Combination, CombineMethod, CombineOptions, LayerWeight, MajoritySign, MethodNumbers, PartsPolicy, PeftCombination, PeftKind,
     Recipe, RecipeAdapter, combine,
 };
+pub use compare::{CompareOptions, compare};
 pub use convert::{ConvertOptions, ConvertTo, convert};
 pub use delta::{delta_rows, merge_tensor};
 pub use extract::{ActStats, ExtractOptions, Method, RestPolicy, Split, extract};

@@ -3,6 +3,7 @@
 
 mod bake;
 mod combine;
+mod compare;
 mod convert;
 mod extract;
 mod inspect;
@@ -18,6 +19,7 @@ mod verify;
 
 pub use bake::{BakeReport, WorstTarget};
 pub use combine::{CombineReport, CombinedAdapter, CombinedTarget};
+pub use compare::{CompareReport, ComparedTarget, Overlap, Truncation};
 pub use convert::ConvertReport;
 pub use extract::{ExtractReport, ExtractedTarget, OmittedTarget, RestTensor};
 pub use inspect::{

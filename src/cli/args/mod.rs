@@ -2,6 +2,7 @@
 //! read in [`super::job`].
 
 mod combine;
+mod compare;
 mod extract;
 mod resize;
 
@@ -16,6 +17,7 @@ use super::signals::OnSignal;
 use crate::Loader;
 
 pub(super) use combine::{CombineArgs, MajoritySignArg, MethodArgs, PartsArg};
+pub(super) use compare::CompareArgs;
 pub(super) use extract::{ExtractArgs, FactorDtype, MethodArg, RestArg, SplitArg};
 pub(super) use resize::ResizeArgs;
 
@@ -42,6 +44,7 @@ Examples:
   loratool extract --base ./model --tuned ./tuned --rank 16 -o ./adapter
   loratool resize ./adapter --rank 8 -o ./small
   loratool combine ./a:0.7 ./b:-0.3 -o ./ab
+  loratool compare ./a ./b
 
 Exit codes:
   0 done             4 files do not fit together   7 a limit is reached
@@ -74,6 +77,7 @@ pub(super) enum Verb {
     Extract(Box<ExtractArgs>),
     Resize(Box<ResizeArgs>),
     Combine(Box<CombineArgs>),
+    Compare(Box<CompareArgs>),
 }
 
 impl Verb {
@@ -91,13 +95,14 @@ impl Verb {
             Verb::Extract(_) => "extract",
             Verb::Resize(_) => "resize",
             Verb::Combine(_) => "combine",
+            Verb::Compare(_) => "compare",
         }
     }
 
     /// A verb that writes nothing has nothing to clean up.
     pub(super) fn on_signal(&self) -> OnSignal {
         match self {
-            Verb::Inspect(_) | Verb::Validate(_) | Verb::Verify(_) => OnSignal::ExitAtOnce,
+            Verb::Inspect(_) | Verb::Validate(_) | Verb::Verify(_) | Verb::Compare(_) => OnSignal::ExitAtOnce,
             Verb::Merge(_)
             | Verb::Recover(_)
             | Verb::Unmerge(_)

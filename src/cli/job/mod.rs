@@ -2,6 +2,7 @@
 //! be refused without opening a model is refused here.
 
 mod combine;
+mod compare;
 mod extract;
 mod resize;
 
@@ -24,6 +25,7 @@ use crate::{
 };
 
 pub(super) use combine::CombineJob;
+pub(super) use compare::CompareJob;
 pub(super) use extract::ExtractJob;
 pub(super) use resize::ResizeJob;
 
@@ -41,6 +43,7 @@ pub(super) enum Job {
     Extract(ExtractJob),
     Resize(ResizeJob),
     Combine(CombineJob),
+    Compare(CompareJob),
 }
 
 #[derive(Debug)]
@@ -158,6 +161,7 @@ pub(super) fn resolve(verb: Verb) -> Result<Job> {
         Verb::Extract(args) => Job::Extract(extract::extract(*args)?),
         Verb::Resize(args) => Job::Resize(resize::resize(*args)?),
         Verb::Combine(args) => Job::Combine(combine::combine(*args)?),
+        Verb::Compare(args) => Job::Compare(compare::compare(*args)?),
         Verb::Bake(args) => Job::Bake(bake(args)?),
     })
 }

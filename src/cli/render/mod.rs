@@ -3,6 +3,7 @@
 
 mod bake;
 mod combine;
+mod compare;
 mod convert;
 pub(super) mod escape;
 mod extract;
@@ -14,6 +15,7 @@ mod loader;
 mod merge;
 mod note;
 pub(super) mod plot;
+pub(super) mod plot_compare;
 mod recover;
 mod resize;
 mod spectrum;
@@ -39,6 +41,7 @@ pub(super) fn report(found: &Found) -> String {
         Found::Bake(report) => bake::text(report),
         Found::Resize(report) => resize::text(report),
         Found::Combine(report) => combine::text(report),
+        Found::Compare(compared) => compare::text(compared),
         Found::Extract(report) => extract::text(report),
         Found::Convert(report) => convert::text(report),
         Found::Recover(report) => recover::text(report),

@@ -15,24 +15,40 @@ use crate::{Error, Result, rules};
 
 /// Rows of the heat map that are drawn: the kinds of module of an adapter are a dozen at most.
 const KINDS: usize = 24;
-const FONT: &str = "sans-serif";
+pub(super) const FONT: &str = "sans-serif";
 
 /// Draws to a file that does not exist yet, as SVG or PNG by its name.
 ///
 /// # Errors
 /// `U-001` for another name, `U-002` if the file exists, `E-002` if it cannot be written.
 pub(in super::super) fn draw(report: &SpectrumReport, title: &str, path: &Path) -> Result<()> {
+    let figure = Figure::of(report, title);
+    onto_file(path, figure.size(), &figure)
+}
+
+/// What can be drawn on an area of any kind.
+pub(super) trait Picture {
+    /// Draws it.
+    fn onto<D: DrawingBackend>(
+        &self,
+        area: &DrawingArea<D, Shift>,
+    ) -> std::result::Result<(), DrawingAreaErrorKind<D::ErrorType>>;
+}
+
+/// Draws a picture of so many pixels to a file that does not exist yet, as SVG or PNG by its name.
+///
+/// # Errors
+/// As [`draw`].
+pub(super) fn onto_file(path: &Path, size: (u32, u32), picture: &impl Picture) -> Result<()> {
     let format = format(path)?;
     if std::fs::symlink_metadata(path).is_ok() {
         return Err(Error::new(rules::OUTPUT_EXISTS, "the picture exists").file(path).help("give another name, or remove it"));
     }
     // A font that is registered already is the same one.
     let _ = plotters::style::register_font(FONT, FontStyle::Normal, UBUNTU_LIGHT);
-    let figure = Figure::of(report, title);
-    let size = figure.size();
     let written = match format {
-        Format::Svg => figure.onto(&SVGBackend::new(path, size).into_drawing_area()).map_err(|e| e.to_string()),
-        Format::Png => figure.onto(&BitMapBackend::new(path, size).into_drawing_area()).map_err(|e| e.to_string()),
+        Format::Svg => picture.onto(&SVGBackend::new(path, size).into_drawing_area()).map_err(|e| e.to_string()),
+        Format::Png => picture.onto(&BitMapBackend::new(path, size).into_drawing_area()).map_err(|e| e.to_string()),
     };
     written.map_err(|why| {
         let _ = std::fs::remove_file(path);
@@ -94,18 +110,6 @@ impl<'r> Figure<'r> {
 
     fn size(&self) -> (u32, u32) {
         (1200, 180 + 30 * self.kinds.len().max(10) as u32)
-    }
-
-    fn onto<D: DrawingBackend>(
-        &self,
-        area: &DrawingArea<D, Shift>,
-    ) -> std::result::Result<(), DrawingAreaErrorKind<D::ErrorType>> {
-        area.fill(&WHITE)?;
-        let area = area.margin(8, 0, 0, 0).titled(self.title, (FONT, 20))?;
-        let (left, right) = area.split_horizontally(700);
-        self.heat_map(&left)?;
-        self.curves(&right)?;
-        area.present()
     }
 
     /// Layers from left to right, modules from top to bottom.
@@ -193,8 +197,22 @@ impl<'r> Figure<'r> {
     }
 }
 
+impl Picture for Figure<'_> {
+    fn onto<D: DrawingBackend>(
+        &self,
+        area: &DrawingArea<D, Shift>,
+    ) -> std::result::Result<(), DrawingAreaErrorKind<D::ErrorType>> {
+        area.fill(&WHITE)?;
+        let area = area.margin(8, 0, 0, 0).titled(self.title, (FONT, 20))?;
+        let (left, right) = area.split_horizontally(700);
+        self.heat_map(&left)?;
+        self.curves(&right)?;
+        area.present()
+    }
+}
+
 /// From pale to dark, for a share of the range.
-fn shade(share: f64) -> RGBColor {
+pub(super) fn shade(share: f64) -> RGBColor {
     let mix = |from: u8, to: u8| (f64::from(from) + (f64::from(to) - f64::from(from)) * share.clamp(0.0, 1.0)) as u8;
     RGBColor(mix(237, 8), mix(244, 48), mix(251, 107))
 }

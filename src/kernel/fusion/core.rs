@@ -24,25 +24,25 @@ pub(crate) struct Product {
 }
 
 /// The updates as cores between two bases.
-struct Shared {
+pub(super) struct Shared {
     /// Q `(out, d)`.
     left: Mat<f64>,
     /// P `(in, e)`.
     right: Mat<f64>,
     /// Mₜ `(d, e)`.
-    cores: Vec<Mat<f64>>,
+    pub(super) cores: Vec<Mat<f64>>,
 }
 
 /// Singular components that are not rounding: u·diag(s)·vᵀ.
-struct Svd {
-    u: Mat<f64>,
-    s: Vec<f64>,
-    v: Mat<f64>,
+pub(super) struct Svd {
+    pub(super) u: Mat<f64>,
+    pub(super) s: Vec<f64>,
+    pub(super) v: Mat<f64>,
 }
 
 impl Svd {
     /// `None` if none was found.
-    fn of(matrix: MatRef<'_, f64>) -> Option<Svd> {
+    pub(super) fn of(matrix: MatRef<'_, f64>) -> Option<Svd> {
         let svd = matrix.thin_svd().ok()?;
         let all: Vec<f64> = (0..svd.S().dim()).map(|i| svd.S()[i]).collect();
         let largest = all.first().copied().unwrap_or(0.0);
@@ -55,7 +55,7 @@ impl Svd {
 }
 
 impl Shared {
-    fn of(terms: &[Term<'_>]) -> Shared {
+    pub(super) fn of(terms: &[Term<'_>]) -> Shared {
         let rank: usize = terms.iter().map(|term| term.rank).sum();
         let (out, inner) = terms.first().map_or((0, 0), |term| (term.b.len() / term.rank, term.a.len() / term.rank));
         let (mut b, mut a) = (Mat::zeros(out, rank), Mat::zeros(inner, rank));

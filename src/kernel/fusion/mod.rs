@@ -4,11 +4,13 @@
 mod core;
 pub(crate) mod peft;
 mod prune;
+mod relation;
 mod select;
 mod ties;
 mod value;
 
 pub(crate) use core::{Product, Term, core_space, iso_c, knots, tsv};
 pub(crate) use prune::Keep;
+pub(crate) use relation::{Relation, relation};
 pub(crate) use select::Reading;
 pub(crate) use value::{ByValue, Drops, Tally, key};

@@ -9,42 +9,42 @@ use crate::report::text::plural;
 use crate::rules;
 
 /// What is added to one tensor.
-pub(super) struct Sum {
-    pub(super) tensor: String,
-    pub(super) kind: Kind,
+pub(in super::super) struct Sum {
+    pub(in super::super) tensor: String,
+    pub(in super::super) kind: Kind,
     /// At least one; in the order in which adapters are added, whatever the order was in which they were given.
-    pub(super) parts: Vec<Part>,
+    pub(in super::super) parts: Vec<Part>,
 }
 
 /// What one adapter adds.
-pub(super) struct Part {
+pub(in super::super) struct Part {
     /// Its place among those that were given.
-    pub(super) adapter: usize,
-    pub(super) target: Target,
+    pub(in super::super) adapter: usize,
+    pub(in super::super) target: Target,
     /// Not zero.
-    pub(super) weight: f64,
+    pub(in super::super) weight: f64,
 }
 
 impl Part {
     /// What multiplies B·A: the weight times the effective scale.
-    pub(super) fn scale(&self) -> f64 {
+    pub(in super::super) fn scale(&self) -> f64 {
         self.weight * self.target.scaling.effective()
     }
 }
 
 impl Sum {
     /// `(out, in)`, as [`Target::out_in`].
-    pub(super) fn out_in(&self) -> (u64, u64) {
+    pub(in super::super) fn out_in(&self) -> (u64, u64) {
         self.parts.first().map_or((0, 0), |part| part.target.out_in())
     }
 
     /// The number of matrices of a stack of experts; 1 of anything else.
-    pub(super) fn experts(&self) -> u64 {
+    pub(in super::super) fn experts(&self) -> u64 {
         self.parts.first().and_then(|part| part.target.experts()).unwrap_or(1)
     }
 
     /// The sum of the ranks.
-    pub(super) fn rank(&self) -> u64 {
+    pub(in super::super) fn rank(&self) -> u64 {
         self.parts.iter().map(|part| part.target.scaling.rank).sum()
     }
 }
@@ -54,7 +54,7 @@ impl Sum {
 /// # Errors
 /// `A-020` if the names of two adapters differ by a prefix, `A-023`, `A-024` for updates that cannot be of one tensor, `P-007`, `A-010` for
 /// those that a base is needed to settle: all of them at once.
-pub(super) fn align(adapters: &[&Adapter], order: &[usize], weights: &Weights<'_>) -> Result<Vec<Sum>> {
+pub(in super::super) fn align(adapters: &[&Adapter], order: &[usize], weights: &Weights<'_>) -> Result<Vec<Sum>> {
     let mut problems = Vec::new();
     for adapter in adapters {
         problems.extend(unsettled(adapter));

@@ -6,10 +6,10 @@ use crate::exec::read_factors;
 use crate::kernel::product_norm;
 
 /// Two thin matrices `(rows, rank)` and `(rank, cols)`, row-major, whose product is an update with its scale.
-pub(super) struct Pair {
-    pub(super) b: Vec<f64>,
-    pub(super) a: Vec<f64>,
-    pub(super) rank: usize,
+pub(in super::super) struct Pair {
+    pub(in super::super) b: Vec<f64>,
+    pub(in super::super) a: Vec<f64>,
+    pub(in super::super) rank: usize,
 }
 
 impl Pair {
@@ -17,7 +17,7 @@ impl Pair {
     ///
     /// # Errors
     /// `A-008`, `E-001`, `E-004`.
-    pub(super) fn of(target: &Target, expert: u64) -> Result<Pair> {
+    pub(in super::super) fn of(target: &Target, expert: u64) -> Result<Pair> {
         let (out, _) = target.out_in();
         let (b, mut a) = read_factors(target, expert, 0..out)?;
         let scale = target.scaling.effective();
@@ -26,7 +26,7 @@ impl Pair {
     }
 
     /// ‖B·A‖².
-    pub(super) fn norm_squared(&self) -> f64 {
+    pub(in super::super) fn norm_squared(&self) -> f64 {
         product_norm(&self.b, &self.a, self.rank).powi(2)
     }
 
@@ -54,7 +54,7 @@ fn beside(b: &[f64], d: &[f64], a: &[f64], c: &[f64], rank: usize, other: usize)
 ///
 /// # Errors
 /// `A-008`, `E-001`, `E-004`.
-pub(super) fn norm_squared(target: &Target) -> Result<f64> {
+pub(in super::super) fn norm_squared(target: &Target) -> Result<f64> {
     let each = (0..target.experts().unwrap_or(1)).map(|expert| Ok(Pair::of(target, expert)?.norm_squared()));
     each.sum()
 }

@@ -42,16 +42,17 @@ use crate::report::{CombineReport, CombinedAdapter, Note};
 use crate::rules;
 use crate::tensor::Dtype;
 
-use align::Sum;
+pub(super) use align::{Sum, align};
 pub use compat::{MajoritySign, PeftCombination, PeftKind};
 use made::{Each, Made, share};
+pub(super) use measure::Pair;
 pub use method::CombineMethod;
 use mixed::Mixed;
 pub use named::MethodNumbers;
 pub use options::{CombineOptions, LayerWeight, PartsPolicy};
 pub use recipe::{Recipe, RecipeAdapter};
 use wanted::Layout;
-use weights::Weights;
+pub(super) use weights::Weights;
 
 /// Several adapters as one, before it is written.
 pub struct Combination {
@@ -115,7 +116,7 @@ impl Combination {
         let roots = roots(&all, progress)?;
         expected(&all, &roots, &options.contents)?;
         let order = order(adapters, &roots);
-        let sums = align::align(&all, &order, &weights)?;
+        let sums = align(&all, &order, &weights)?;
         check_ranks(&sums, options)?;
         warnings.extend(align::left_out(&all, &sums, &weights));
         warnings.extend(repeated(&all, &roots));

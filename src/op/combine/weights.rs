@@ -33,7 +33,7 @@ impl Pattern {
 }
 
 /// The weights of all adapters in all targets.
-pub(super) struct Weights<'o> {
+pub(in super::super) struct Weights<'o> {
     /// Of each adapter.
     whole: Vec<f64>,
     layers: Vec<(Pattern, &'o LayerWeight)>,
@@ -42,7 +42,7 @@ pub(super) struct Weights<'o> {
 impl<'o> Weights<'o> {
     /// # Errors
     /// `U-001` for a weight that is no finite number, a pattern that is none, or an adapter that was not given.
-    pub(super) fn new(whole: Vec<f64>, layers: &'o [LayerWeight]) -> Result<Self> {
+    pub(in super::super) fn new(whole: Vec<f64>, layers: &'o [LayerWeight]) -> Result<Self> {
         let refuse = |message: String| Err(Error::new(rules::ARGUMENT, message));
         if let Some(weight) = whole.iter().chain(layers.iter().map(|layer| &layer.factor)).find(|weight| !weight.is_finite()) {
             return refuse(format!("the weight {weight} is not a finite number"));
@@ -55,7 +55,7 @@ impl<'o> Weights<'o> {
     }
 
     /// That of an adapter in a tensor.
-    pub(super) fn of(&self, adapter: usize, tensor: &str) -> f64 {
+    pub(in super::super) fn of(&self, adapter: usize, tensor: &str) -> f64 {
         let matches = |(pattern, layer): &&(Pattern, &LayerWeight)| {
             layer.adapter.is_none_or(|place| place == adapter) && pattern.matches(tensor)
         };

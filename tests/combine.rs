@@ -162,7 +162,7 @@ fn memory(b: &Mat<f64>, a: &Mat<f64>) -> Adapter {
 }
 
 fn wave(rows: usize, cols: usize, seed: f64) -> Mat<f64> {
-    Mat::from_fn(rows, cols, |i, j| (seed + 1.3 * i as f64 + 0.7 * (j * j) as f64).sin())
+    Mat::from_fn(rows, cols, |i, j| (seed + 1.3 * (i * (j + 1)) as f64 + 0.7 * (j * j) as f64).sin())
 }
 
 /// B·G and G⁻¹·A are the same adapter, and no method may see the difference.

@@ -225,7 +225,7 @@ fn a_rank_of_a_method_by_value_is_told_with_its_error() {
 }
 
 fn wave(rows: usize, cols: usize, seed: f64) -> Mat<f64> {
-    Mat::from_fn(rows, cols, |i, j| (seed + 1.3 * i as f64 + 0.7 * (j * j) as f64).sin())
+    Mat::from_fn(rows, cols, |i, j| (seed + 1.3 * (i * (j + 1)) as f64 + 0.7 * (j * j) as f64).sin())
 }
 
 /// An adapter of one matrix in memory, in f64.

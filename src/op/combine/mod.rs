@@ -50,6 +50,7 @@ pub use method::CombineMethod;
 use mixed::Mixed;
 pub use named::MethodNumbers;
 pub use options::{CombineOptions, LayerWeight, PartsPolicy};
+pub(super) use prefix::renamed;
 pub use recipe::{Recipe, RecipeAdapter};
 use wanted::Layout;
 pub(super) use weights::Weights;
@@ -102,14 +103,14 @@ impl Combination {
         if adapters.is_empty() {
             return Err(Error::new(rules::ARGUMENT, "no adapter is given"));
         }
-        let renamed: Vec<Adapter> = match &options.prefix {
+        let named: Vec<Adapter> = match &options.prefix {
             None => adapters.iter().map(|weighted| weighted.adapter.clone()).collect(),
             Some((from, to)) => {
-                let renamed = |one: &Weighted<'_>| prefix::renamed(one.adapter, (from, to), &options.limits);
+                let renamed = |one: &Weighted<'_>| renamed(one.adapter, (from, to), &options.limits);
                 adapters.iter().map(renamed).collect::<Result<_>>()?
             }
         };
-        let all: Vec<&Adapter> = renamed.iter().collect();
+        let all: Vec<&Adapter> = named.iter().collect();
         let weights = Weights::new(adapters.iter().map(|weighted| weighted.weight).collect(), &options.layers)?;
         weights.check_used(&all.iter().map(|adapter| tensors(adapter)).collect::<Vec<_>>())?;
         let (base, mut warnings) = base::agree(&all, options.allow_base_mismatch)?;

@@ -10,7 +10,7 @@ use crate::limits::Limits;
 ///
 /// # Errors
 /// `A-009` if two tensors then have one name.
-pub(super) fn renamed(adapter: &Adapter, (from, to): (&str, &str), limits: &Limits) -> Result<Adapter> {
+pub(in super::super) fn renamed(adapter: &Adapter, (from, to): (&str, &str), limits: &Limits) -> Result<Adapter> {
     let mut parts = adapter.parts().clone();
     let rename = |name: &mut String| match name.strip_prefix(from) {
         Some(rest) if !from.is_empty() || !name.starts_with(to) => *name = format!("{to}{rest}"),

@@ -135,7 +135,8 @@ impl Figures {
     fn missing(&self, rank: usize) -> f64 {
         let whole: f64 = self.sums.iter().flatten().map(|value| value * value).sum();
         let left: f64 = self.sums.iter().flat_map(|values| values.iter().skip(rank)).map(|value| value * value).sum();
-        quotient(left, whole).sqrt()
+        // A sum of nothing is -0.
+        quotient(left + 0.0, whole).sqrt()
     }
 
     /// The smallest rank of all that leaves at most this share.

@@ -6,7 +6,7 @@ mod verdict;
 
 use std::collections::BTreeMap;
 
-use super::combine::{Weights, align};
+use super::combine::{Weights, align, renamed};
 use super::crew;
 use super::spectrum::spectrum;
 use crate::adapter::Adapter;
@@ -24,7 +24,7 @@ use figures::{Figures, One};
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct CompareOptions {
-    /// What may be relaxed where the adapters are held against a base.
+    /// What may be relaxed where the adapters are held against a base. Its prefix renames the targets of both, with or without one.
     pub bind: BindOptions,
     /// Threads.
     pub exec: ExecOptions,
@@ -43,6 +43,13 @@ pub fn compare(
     options: &CompareOptions,
     progress: &dyn Progress,
 ) -> Result<CompareReport> {
+    let renamed = match &options.bind.prefix {
+        None => None,
+        Some((from, to)) => {
+            Some([renamed(adapters[0], (from, to), &options.limits)?, renamed(adapters[1], (from, to), &options.limits)?])
+        }
+    };
+    let adapters = renamed.as_ref().map_or(adapters, |both| both.each_ref());
     let weights = Weights::new(vec![1.0, 1.0], &[])?;
     let sums = align(&adapters, &[0, 1], &weights)?;
     let (shared, single): (Vec<_>, Vec<_>) = sums.iter().partition(|sum| sum.parts.len() == 2);
@@ -118,8 +125,9 @@ fn relatives(
     progress: &dyn Progress,
 ) -> Result<BTreeMap<String, [f64; 2]>> {
     let mut all: BTreeMap<String, [f64; 2]> = BTreeMap::new();
+    let bind = BindOptions { prefix: None, ..options.bind.clone() };
     for (place, adapter) in adapters.into_iter().enumerate() {
-        let found = spectrum(adapter, Some(base), &options.bind, &options.limits, &options.exec, progress)?;
+        let found = spectrum(adapter, Some(base), &bind, &options.limits, &options.exec, progress)?;
         for update in found.updates {
             let Some(relative) = update.relative else { continue };
             if let Some(slot) = all.entry(update.tensor).or_default().get_mut(place) {

@@ -65,7 +65,7 @@ fn the_examples_print_what_is_shown() {
         verbs,
         [
             "merge", "inspect", "inspect", "validate", "validate", "merge", "verify", "recover", "unmerge", "convert", "bake",
-            "extract", "resize"
+            "extract", "resize", "combine", "compare"
         ]
     );
     for (words, shown) in &examples {

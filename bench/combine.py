@@ -31,7 +31,8 @@ def main():
         for name in random.Random(round_).sample(list(commands), len(commands)):
             if name.startswith("PEFT") and round_ >= args.peer_rounds:
                 continue
-            run = harness.run(name, commands[name], [data["out"]], [path for path in commands[name] if os.path.isdir(path)])
+            sources = {word.rsplit(":", 1)[0] for word in commands[name]} - {data["out"]}
+            run = harness.run(name, commands[name], [data["out"]], [path for path in sources if os.path.isdir(path)])
             if "rank 16" in name:
                 run["off"] = off(commands[name], data["out"])
             results[name].append(run)

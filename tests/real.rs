@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use common::{fixture, read_file, read_folder, ulp};
 use loratool::{
-    ConvertOptions, ConvertTo, MergeOptions, Weighted, convert, inspect_adapter, merge, open_adapter, open_checkpoint,
+    CombineMethod, CombineOptions, ConvertOptions, ConvertTo, MajoritySign, MergeOptions, PeftCombination, PeftKind, Weighted,
+    combine, convert, delta_rows, inspect_adapter, merge, open_adapter, open_checkpoint,
 };
 use safetensors::Dtype;
 
@@ -135,5 +136,48 @@ fn an_adapter_trained_by_peft_merges_as_peft_merges_it_and_brings_its_head() {
         let far =
             ours[name].data.iter().zip(&theirs.data).filter(|(m, p)| (**m - **p).abs() > 2.0 * ulp(Dtype::F32, largest)).count();
         assert_eq!(far, 0, "{name}");
+    }
+}
+
+/// Every method on two real adapters of one base: what the report says of the distance from the sum is what the dense updates say.
+#[test]
+fn real_adapters_are_combined_by_every_method() {
+    let path = |dropout: &str| real(&format!("Dee66__contract-buddy/peft_adapter_r4_a16_d{dropout}_e1_b16"));
+    let (Some(one), Some(other)) = (path("0.0"), path("0.1")) else { return };
+    let adapters = [one, other].map(|path| open_adapter(path).unwrap());
+    let weighted = adapters.each_ref().map(Weighted::full);
+    let half = loratool::MethodNumbers::default();
+    let methods = CombineMethod::NAMES.map(|name| CombineMethod::named(name, &half).unwrap());
+    let peft = PeftKind::ALL
+        .map(|kind| CombineMethod::Peft(PeftCombination { kind, density: 0.5, majority: MajoritySign::Total, seed: 0 }));
+    let folder = tempfile::tempdir().unwrap();
+    for method in methods.into_iter().chain(peft) {
+        let mut options = CombineOptions::default();
+        (options.method, options.overwrite) = (method, loratool::Overwrite::Replace);
+        let out = folder.path().join("out");
+        let report = combine(&weighted, &out, &options, &()).unwrap();
+        let made = open_adapter(&out).unwrap();
+        let (mut whole, mut off) = (0.0, 0.0);
+        for target in made.targets() {
+            let (rows, _) = target.out_in();
+            let mut sum = vec![0.0; delta_rows(target, 0..rows).unwrap().len()];
+            for adapter in &adapters {
+                let of = adapter.targets().iter().find(|of| of.tensor == target.tensor).unwrap();
+                sum.iter_mut().zip(delta_rows(of, 0..rows).unwrap()).for_each(|(sum, delta)| *sum += delta);
+            }
+            let found = delta_rows(target, 0..rows).unwrap();
+            whole += sum.iter().map(|x| x * x).sum::<f64>();
+            off += sum.iter().zip(found).map(|(x, y)| (x - y).powi(2)).sum::<f64>();
+        }
+        let off = (off / whole).sqrt();
+        assert!(
+            (report.from_sum - off).abs() <= 1e-6 * off.max(1e-1),
+            "{}: {} told, {off} found",
+            method.name(),
+            report.from_sum
+        );
+        assert_eq!(report.targets.len(), 12);
+        let is_sum = ["linear", "cat", "peft:cat"].contains(&method.name());
+        assert!(is_sum == (off < 1e-6), "{}: {off}", method.name());
     }
 }

@@ -283,6 +283,23 @@ fn a25_weights_multiply_subtract_and_leave_out() {
     assert_eq!(run(&[f64::INFINITY]).unwrap_err().class().exit_code(), 2);
 }
 
+/// Ten thousand adapters are read in linear time; their ranks add up to more than the limit, which is said with the way out.
+#[test]
+fn a26_ranks_that_add_up_to_more_than_the_limit_are_refused() {
+    let scene = Scene::sound();
+    let adapter = open_adapter(scene.at("adapter")).unwrap();
+    let many: Vec<_> = (0..10_000).map(|i| Weighted { adapter: &adapter, weight: 1.0 + f64::from(i) }).collect();
+    let out = tempfile::tempdir().unwrap();
+    let mut options = loratool::CombineOptions::default();
+    options.rank = Some(loratool::RankRule::Fixed(2));
+    let error = loratool::combine(&many, &out.path().join("out"), &options, &()).unwrap_err();
+    let told = &error.diagnostics()[0];
+    assert_eq!((error.class().exit_code(), told.rule().id), (7, "A-003"));
+    assert!(told.message().contains("20000") && told.help_text().unwrap().contains("--rank"), "{told:?}");
+    let few = loratool::combine(&many[..1000], &out.path().join("out"), &options, &()).unwrap();
+    assert!(few.targets[0].rank_sum == 2000 && few.targets[0].rank == 2 && few.error < 1e-6, "{:?}", few.targets[0]);
+}
+
 /// Unpacked integers are no factors, whatever they hold.
 #[test]
 fn factors_of_integers_are_refused() {

@@ -112,7 +112,28 @@ pub const RESIZE: Scene = Scene {
     inputs: &[("adapters/llama-qv-r8", "adapter")],
     before: &["resize", "@/adapter", "--rank", "2", "-o", "@/out"],
 };
-pub const ALL: [Scene; 10] = [FOLDER, REPLACED, REPLACED_FILE, IN_PLACE, IN_PLACE_FILE, UNDO, UNMERGE, CONVERT, EXTRACT, RESIZE];
+pub const COMBINE: Scene = Scene {
+    name: "combine by values",
+    args: &[
+        "combine",
+        "@/adapter:0.5",
+        "@/other",
+        "--method",
+        "ties",
+        "--rank",
+        "2",
+        "--weight",
+        "layers.1=0",
+        "-o",
+        "@/out",
+        "--threads",
+        "1",
+    ],
+    inputs: &[("adapters/llama-qv-r8", "adapter"), ("adapters/llama-odd-scale", "other")],
+    before: &[],
+};
+pub const ALL: [Scene; 11] =
+    [FOLDER, REPLACED, REPLACED_FILE, IN_PLACE, IN_PLACE_FILE, UNDO, UNMERGE, CONVERT, EXTRACT, RESIZE, COMBINE];
 
 /// What a run left.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Which updates of several adapters belong to one tensor of the base, and whether they can.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use super::weights::Weights;
 use crate::adapter::{Adapter, Kind, Orientation, Target};
@@ -105,20 +105,22 @@ fn unsettled(adapter: &Adapter) -> Option<Diagnostic> {
 /// Adapters whose names have nothing in common but their ends: `layers.0.q.weight` here, `model.layers.0.q.weight` there.
 fn apart(adapters: &[&Adapter]) -> Option<Diagnostic> {
     let (first, rest) = adapters.split_first()?;
-    let names = |adapter: &Adapter| -> Vec<String> { adapter.targets().iter().map(|target| target.tensor.clone()).collect() };
-    let ours = names(first);
+    fn names(adapter: &Adapter) -> impl Iterator<Item = &str> {
+        adapter.targets().iter().map(|target| target.tensor.as_str())
+    }
+    let ours: HashSet<&str> = names(first).collect();
     for other in rest {
-        let theirs = names(other);
-        if ours.is_empty() || theirs.is_empty() || ours.iter().any(|name| theirs.contains(name)) {
+        if names(other).any(|name| ours.contains(name)) {
             continue;
         }
         let is_end = |long: &str, short: &str| long.strip_suffix(short).is_some_and(|prefix| prefix.ends_with('.'));
-        let pair = ours.iter().find_map(|one| Some((one, theirs.iter().find(|two| is_end(one, two) || is_end(two, one))?)));
+        let of = |one| names(other).find(|two| is_end(one, two) || is_end(two, one)).map(|two| (one, two));
+        // If the first has no counterpart, the others have none either.
+        let pair = names(first).next().and_then(of);
         if let Some((one, two)) = pair {
             let message = format!("{one:?} of {} is called {two:?} here: no target has the same name in both", first.label());
             let (long, short) = if one.len() > two.len() { (one, two) } else { (two, one) };
-            let help =
-                format!("if they are of one model, pass --prefix {}=", long.strip_suffix(short.as_str()).unwrap_or_default());
+            let help = format!("if they are of one model, pass --prefix {}=", long.strip_suffix(short).unwrap_or_default());
             return Some(Diagnostic::new(rules::SOME_TARGET, message).file(other.label()).tensor(two).help(help));
         }
     }
@@ -189,15 +191,21 @@ fn named(kind: Kind) -> String {
     }
 }
 
+/// How many updates each of so many adapters adds.
+pub(super) fn counts(adapters: usize, sums: &[Sum]) -> Vec<u64> {
+    let mut counts = vec![0; adapters];
+    sums.iter().flat_map(|sum| &sum.parts).for_each(|part| counts[part.adapter] += 1);
+    counts
+}
+
 /// Targets that nothing is added to, because their weights are zero.
-pub(super) fn left_out(adapters: &[&Adapter], sums: &[Sum], weights: &Weights<'_>) -> Vec<Diagnostic> {
-    let added = |adapter: usize| sums.iter().flat_map(|sum| &sum.parts).filter(|part| part.adapter == adapter).count();
+pub(super) fn left_out(adapters: &[&Adapter], counts: &[u64], weights: &Weights<'_>) -> Vec<Diagnostic> {
     let of = |(place, adapter): (usize, &&Adapter)| {
-        let count = adapter.targets().len() - added(place);
+        let count = adapter.targets().len() as u64 - counts[place];
         let message = match (count, weights.whole(place)) {
             (0, weight) if weight != 0.0 => return None,
             (_, 0.0) => "its weight is 0, so that it adds nothing".to_owned(),
-            (count, _) => format!("{} with weight 0: what it has for them is not added", plural(count as u64, "target")),
+            (count, _) => format!("{} with weight 0: what it has for them is not added", plural(count, "target")),
         };
         Some(Diagnostic::new(rules::ADAPTER_NOT_EMPTY, message).file(adapter.label()).help("leave it out if that is meant"))
     };

@@ -1,5 +1,5 @@
 //! `add_weighted_adapter` of PEFT 0.21.2 (`peft/tuners/lora/model.py`), for those who have to reproduce or to compare what it made: the same
-//! steps in the same order and precision. Six of its eleven types work on A and B by themselves, so that their results are no sums of
+//! steps in the same order and precision. Five of its eleven types work on A and B by themselves, so that their results are no sums of
 //! updates; the report says how far they are from it. Where PEFT writes a wrong scale or a rank that cannot be loaded, the scale and the rank
 //! that it means are written.
 

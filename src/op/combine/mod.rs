@@ -21,6 +21,7 @@ mod stacked;
 mod wanted;
 mod weights;
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -119,7 +120,8 @@ impl Combination {
         let order = order(adapters, &roots);
         let sums = align(&all, &order, &weights)?;
         check_ranks(&sums, options)?;
-        warnings.extend(align::left_out(&all, &sums, &weights));
+        let counts = align::counts(all.len(), &sums);
+        warnings.extend(align::left_out(&all, &counts, &weights));
         warnings.extend(repeated(&all, &roots));
         warnings.extend(all.iter().flat_map(|adapter| adapter.warnings().iter().cloned()));
         let mixed = mixed::mix(&all, &order, &sums, &weights, options.parts, Spool::new(beside)?)?;
@@ -151,12 +153,11 @@ impl Combination {
         let made = maker.made(parts, &wide, &spool)?;
         warnings.extend(made.warnings);
         warnings.extend(made.adapter.warnings().iter().cloned());
-        let count = |place: usize| sums.iter().flat_map(|sum| &sum.parts).filter(|part| part.adapter == place).count() as u64;
         let combined = |(place, weighted): (usize, &Weighted<'_>)| CombinedAdapter {
             path: weighted.adapter.label().to_owned(),
             dialect: weighted.adapter.dialect(),
             weight: weighted.weight,
-            targets: count(place),
+            targets: counts[place],
             content: roots[place].clone(),
         };
         let total = |of: fn(&Each) -> f64| made.each.iter().map(of).sum::<f64>();
@@ -382,7 +383,8 @@ fn check_ranks(sums: &[Sum], options: &CombineOptions) -> Result<()> {
 
 /// Adapters whose content was given before.
 fn repeated(adapters: &[&Adapter], roots: &[String]) -> Vec<Diagnostic> {
-    let again = |place: &usize| roots.iter().take(*place).any(|root| *root == roots[*place]);
+    let mut seen = HashSet::new();
+    let again = |place: &usize| !seen.insert(&roots[*place]);
     let of = |place: usize| {
         let message = "the same adapter is given twice: its weights add up";
         Diagnostic::new(rules::ADAPTER_ONCE, message)

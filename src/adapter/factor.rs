@@ -43,6 +43,11 @@ impl Factor {
         self.source.read(&self.name, offset, buf)
     }
 
+    /// See [`TensorSource::values`].
+    pub(crate) fn values(&self, first: u64, out: &mut [f64]) -> Option<Result<()>> {
+        self.source.values(&self.name, first, out)
+    }
+
     /// Whether the other has the same dtype, shape and bytes. Reads both, a part at a time.
     ///
     /// # Errors

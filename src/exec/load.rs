@@ -19,9 +19,19 @@ pub(crate) fn read_factors(target: &Target, expert: u64, rows: Range<u64>) -> Re
     let rank = target.scaling.rank;
     let slice = Slice { index: expert, count: target.experts().unwrap_or(1) };
     let (mut raw, mut b, mut a) = (Vec::new(), Vec::new(), Vec::new());
-    block(&target.b, slice.first(&target.b), rows, 0..rank, rank, &mut raw, &mut b)?;
-    block(&target.a, slice.first(&target.a), 0..rank, 0..inner, inner, &mut raw, &mut a)?;
+    whole(&target.b, slice.first(&target.b) + rows.start * rank, (rows.end - rows.start) * rank, &mut raw, &mut b)?;
+    whole(&target.a, slice.first(&target.a), rank * inner, &mut raw, &mut a)?;
     Ok((b, a))
+}
+
+/// So many values from element `first` on, without bytes between where the source has none.
+fn whole(factor: &Factor, first: u64, count: u64, raw: &mut Vec<u8>, out: &mut Vec<f64>) -> Result<()> {
+    out.clear();
+    out.resize(size(count), 0.0);
+    match factor.values(first, out) {
+        Some(done) => done,
+        None => block(factor, first, 0..1, 0..count, count, raw, out),
+    }
 }
 
 /// Checks that every value of a tensor is finite, piece by piece.

@@ -1,6 +1,7 @@
 //! The norm of B·A without forming it: ‖B·A‖² = tr((BᵀB)(A·Aᵀ)), two small Gram matrices in f64.
 
-use nalgebra::DMatrix;
+use faer::linalg::matmul::matmul;
+use faer::{Accum, Mat, MatRef, Par};
 
 /// ‖B·A‖ (Frobenius) for B `(out, rank)` and A `(rank, in)`, both row-major. The two cores are `(rank, rank)`. The relative error
 /// is about `rank · 2⁻⁵³` times the condition of the product's cancellation, far below what is printed.
@@ -8,11 +9,7 @@ use nalgebra::DMatrix;
 /// # Panics
 /// If the lengths are not multiples of `rank`, or `rank` is 0.
 pub(crate) fn product_norm(b: &[f64], a: &[f64], rank: usize) -> f64 {
-    // Row-major B (out, rank) read column-major is Bᵀ (rank, out); row-major A read column-major is Aᵀ (in, rank).
-    let bt = DMatrix::from_column_slice(rank, b.len() / rank, b);
-    let at = DMatrix::from_column_slice(a.len() / rank, rank, a);
-    let (gram_b, gram_a) = (&bt * bt.transpose(), at.transpose() * &at);
-    (&gram_b * gram_a).trace().max(0.0).sqrt()
+    product_inner((b, a, rank), (b, a, rank)).max(0.0).sqrt()
 }
 
 /// ⟨B·A, D·C⟩ (Frobenius) = tr((DᵀB)·(A·Cᵀ)) for two pairs of factors and their ranks, as in [`product_norm`].
@@ -20,10 +17,14 @@ pub(crate) fn product_norm(b: &[f64], a: &[f64], rank: usize) -> f64 {
 /// # Panics
 /// As [`product_norm`].
 pub(crate) fn product_inner((b, a, rank): (&[f64], &[f64], usize), (d, c, other): (&[f64], &[f64], usize)) -> f64 {
-    let thin = |values: &[f64], rank: usize| DMatrix::from_column_slice(rank, values.len() / rank, values);
-    let wide = |values: &[f64], rank: usize| DMatrix::from_column_slice(values.len() / rank, rank, values);
-    let (across_b, across_a) = (thin(d, other) * thin(b, rank).transpose(), wide(a, rank).transpose() * wide(c, other));
-    (across_b * across_a).trace()
+    // Row-major B (out, rank) read column-major is Bᵀ (rank, out); row-major A read column-major is Aᵀ (in, rank).
+    let (out, inner) = (b.len() / rank, a.len() / rank);
+    let bt = |values, rank| MatRef::from_column_major_slice(values, rank, out);
+    let at = |values, rank| MatRef::from_column_major_slice(values, inner, rank);
+    let (mut across_b, mut across_a) = (Mat::<f64>::zeros(other, rank), Mat::<f64>::zeros(other, rank));
+    matmul(across_b.as_mut(), Accum::Replace, bt(d, other), bt(b, rank).transpose(), 1.0, Par::Seq);
+    matmul(across_a.as_mut(), Accum::Replace, at(c, other).transpose(), at(a, rank), 1.0, Par::Seq);
+    (0..rank).flat_map(|j| (0..other).map(move |i| (i, j))).map(|place| across_b[place] * across_a[place]).sum()
 }
 
 #[cfg(test)]

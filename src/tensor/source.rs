@@ -43,6 +43,12 @@ pub trait TensorSource: Send + Sync {
     /// May panic if the tensor does not exist; callers hold names that [`info`](Self::info) confirmed.
     fn read(&self, name: &str, offset: u64, buf: &mut [u8]) -> Result<()>;
 
+    /// Fills `out` with values of an F64 tensor from value `first` on, where the source computes them and need not make bytes of them first. `None`
+    /// if it has bytes: [`read`](Self::read) them.
+    fn values(&self, _name: &str, _first: u64, _out: &mut [f64]) -> Option<Result<()>> {
+        None
+    }
+
     /// Makes sure that what was read is still there, as far as the source can tell. Memory does not change.
     ///
     /// # Errors

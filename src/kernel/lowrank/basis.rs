@@ -1,6 +1,7 @@
 //! Orthonormal columns: what a new block of a Krylov basis becomes before it is multiplied again.
 
 use faer::linalg::matmul::matmul;
+use faer::linalg::matmul::triangular::{self, BlockStructure};
 use faer::{Accum, Mat, MatRef, Par};
 use nalgebra::{Cholesky, DMatrix};
 
@@ -12,6 +13,14 @@ const DEPENDENT: f64 = 1e-7;
 pub(super) fn inner(a: MatRef<'_, f64>, b: MatRef<'_, f64>) -> Mat<f64> {
     let mut out = Mat::zeros(a.ncols(), b.ncols());
     matmul(out.as_mut(), Accum::Replace, a.transpose(), b, 1.0, Par::Seq);
+    out
+}
+
+/// The lower half of Aᵀ·A; the upper one is 0.
+pub(super) fn gram(a: MatRef<'_, f64>) -> Mat<f64> {
+    let mut out = Mat::zeros(a.ncols(), a.ncols());
+    let (lower, whole) = (BlockStructure::TriangularLower, BlockStructure::Rectangular);
+    triangular::matmul(out.as_mut(), lower, Accum::Replace, a.transpose(), whole, a, whole, 1.0, Par::Seq);
     out
 }
 
@@ -49,7 +58,7 @@ fn cholesky_qr(z: &Mat<f64>) -> Option<Mat<f64>> {
     Some(product(z.as_ref(), inverse.as_ref()))
 }
 
-/// The upper triangular R with RᵀR = G, and its inverse; `None` if a diagonal value of R is below `least` times the largest.
+/// The upper triangular R with RᵀR = G, of which the lower half is looked at, and its inverse; `None` if a diagonal value of R is below `least` times the largest.
 pub(super) fn cholesky(gram: &Mat<f64>, least: f64) -> Option<(Mat<f64>, Mat<f64>)> {
     let lower = Cholesky::new(DMatrix::from_fn(gram.nrows(), gram.ncols(), |i, j| gram[(i, j)]))?.unpack();
     let diagonal = lower.diagonal();

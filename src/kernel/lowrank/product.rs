@@ -3,7 +3,7 @@
 
 use faer::{Mat, MatRef};
 
-use super::basis::{cholesky, inner, product};
+use super::basis::{cholesky, gram, product};
 use super::found::{Found, Thin};
 
 /// A diagonal value of the Cholesky factor below this share of the largest: the basis that one step of CholeskyQR gives would be off by
@@ -25,7 +25,7 @@ pub(crate) struct Triangle {
 
 impl Triangle {
     fn of(thin: Thin) -> Triangle {
-        if let Some((r, to_q)) = cholesky(&inner(thin.view(), thin.view()), DEPENDENT) {
+        if let Some((r, to_q)) = cholesky(&gram(thin.view()), DEPENDENT) {
             return Triangle { thin, to_q, r, is_q: false };
         }
         let qr = thin.view().to_owned().qr();

@@ -7,6 +7,7 @@ use crate::adapter::{Adapter, Kind, Orientation, Target};
 use crate::error::{Diagnostic, Error, Result};
 use crate::report::text::plural;
 use crate::rules;
+use crate::tensor::Dtype;
 
 /// What is added to one tensor.
 pub(in super::super) struct Sum {
@@ -29,6 +30,13 @@ impl Part {
     /// What multiplies B·A: the weight times the effective scale.
     pub(in super::super) fn scale(&self) -> f64 {
         self.weight * self.target.scaling.effective()
+    }
+}
+
+impl Part {
+    /// Has it factors of F64?
+    pub(super) fn is_wide(&self) -> bool {
+        [&self.target.a, &self.target.b].into_iter().any(|factor| factor.info().dtype == Dtype::F64)
     }
 }
 

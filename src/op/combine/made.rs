@@ -115,8 +115,7 @@ pub(super) fn measured(
             if progress.cancelled() {
                 return Err(exec::interrupted());
             }
-            let norm = measure::norm_squared(&exact[i])?;
-            let error = if layout.is_exact { 0.0 } else { measure::distance_squared(&stored[i], &exact[i])? };
+            let (norm, error) = layout.measured(&sums[i], i, &exact[i], &stored[i])?;
             Ok(Each::of_sum(&sums[i], sums[i].rank(), norm, error))
         })
     })

@@ -60,18 +60,21 @@ impl TensorSource for Stacked {
         let missing = || Error::new(rules::READ, "no such tensor").file(&self.label).tensor(name);
         let stack = self.stacks.get(name).ok_or_else(missing)?;
         let float = float_of(stack.info.dtype).ok_or_else(missing)?;
-        let size = float.size() as u64;
-        let first = offset / size;
-        let values = stack.values(first..first + buf.len() as u64 / size)?;
+        let mut values = vec![0.0; buf.len() / float.size()];
+        stack.values(offset / float.size() as u64, &mut values)?;
         float.narrow(&values, buf);
         // Factors are finite, so that what is not has left the range of the dtype.
-        let mut back = vec![0.0; values.len()];
-        float.widen(buf, &mut back);
-        if back.iter().any(|value: &f64| !value.is_finite()) {
+        float.widen(buf, &mut values);
+        if values.iter().any(|value: &f64| !value.is_finite()) {
             let message = format!("values of {name:?} leave the range of {}", stack.info.dtype);
             return Err(Error::new(rules::RESULT_FINITE, message).tensor(name).help("give --dtype f32"));
         }
         Ok(())
+    }
+
+    fn values(&self, name: &str, first: u64, out: &mut [f64]) -> Option<Result<()>> {
+        let stack = self.stacks.get(name).filter(|stack| stack.info.dtype == Dtype::F64)?;
+        Some(stack.values(first, out))
     }
 
     fn unchanged(&self) -> Result<()> {
@@ -80,14 +83,15 @@ impl TensorSource for Stacked {
 }
 
 impl Stack {
-    /// Values `wanted` of the tensor, in f64.
-    fn values(&self, wanted: Range<u64>) -> Result<Vec<f64>> {
+    /// Values from `first` on, in f64.
+    fn values(&self, first: u64, out: &mut [f64]) -> Result<()> {
         let total: u64 = self.runs.iter().map(|run| run.len).sum();
-        let mut values = vec![0.0; (wanted.end - wanted.start) as usize];
-        if total == 0 || values.is_empty() {
-            return Ok(values);
+        let last = first + out.len() as u64;
+        if total == 0 || out.is_empty() {
+            return Ok(());
         }
-        let blocks = wanted.start / total..wanted.end.div_ceil(total);
+        let blocks = first / total..last.div_ceil(total);
+        let (mut raw, mut values) = (Vec::new(), Vec::new());
         let mut start = 0;
         for run in &self.runs {
             let place = start..start + run.len;
@@ -95,8 +99,8 @@ impl Stack {
             // Of a single block only what is wanted is read; of several all, because nearly all is wanted.
             let within = if blocks.end - blocks.start == 1 {
                 let base = blocks.start * total;
-                let from = wanted.start.saturating_sub(base).clamp(place.start, place.end);
-                let to = (wanted.end - base).clamp(place.start, place.end);
+                let from = first.saturating_sub(base).clamp(place.start, place.end);
+                let to = (last - base).clamp(place.start, place.end);
                 from - place.start..to - place.start
             } else {
                 0..run.len
@@ -104,39 +108,42 @@ impl Stack {
             if within.is_empty() {
                 continue;
             }
-            let rows = run.read(&blocks, &within)?;
+            run.read(&blocks, &within, &mut raw, &mut values)?;
             let len = (within.end - within.start) as usize;
-            for (block, row) in blocks.clone().zip(rows.chunks_exact(len)) {
+            for (block, row) in blocks.clone().zip(values.chunks_exact(len)) {
+                // The first block and the last may be cut.
                 let at = block * total + place.start + within.start;
-                for (i, value) in row.iter().enumerate() {
-                    let index = (at + i as u64).checked_sub(wanted.start).map(|index| index as usize);
-                    if let Some(slot) = index.and_then(|index| values.get_mut(index)) {
-                        *slot = value * run.gain;
-                    }
+                let cut = first.saturating_sub(at).min(len as u64);
+                let end = last.saturating_sub(at).min(len as u64);
+                if cut < end {
+                    let to = (at + cut - first) as usize;
+                    let row = &row[cut as usize..end as usize];
+                    out[to..to + row.len()].iter_mut().zip(row).for_each(|(slot, value)| *slot = value * run.gain);
                 }
             }
         }
-        Ok(values)
+        Ok(())
     }
 }
 
 impl Run {
-    /// Values `within` of the run, in each of the blocks.
-    fn read(&self, blocks: &Range<u64>, within: &Range<u64>) -> Result<Vec<f64>> {
+    /// Values `within` of the run, in each of the blocks, one after the other.
+    fn read(&self, blocks: &Range<u64>, within: &Range<u64>, raw: &mut Vec<u8>, values: &mut Vec<f64>) -> Result<()> {
         let float = float_of(self.factor.info().dtype).unwrap_or_else(|| unreachable!("adapters hold plain floats only"));
         let size = float.size() as u64;
         let first = blocks.start * self.len + within.start;
         let count =
             if blocks.end - blocks.start == 1 { within.end - within.start } else { (blocks.end - blocks.start) * self.len };
-        let mut raw = vec![0; (count * size) as usize];
-        self.factor.read(first * size, &mut raw)?;
-        let mut values = vec![0.0f64; count as usize];
-        float.widen(&raw, &mut values);
-        if values.iter().any(|value| !value.is_finite()) {
+        raw.resize((count * size) as usize, 0);
+        self.factor.read(first * size, raw)?;
+        values.resize(count as usize, 0.0);
+        float.widen(raw, values);
+        let any = values.iter().fold(false, |any, value: &f64| any | !value.is_finite());
+        if any {
             let message = format!("{:?} holds a value that is not finite", self.factor.name());
             return Err(Error::new(rules::FACTORS_FINITE, message).file(self.factor.source().label()).tensor(self.factor.name()));
         }
-        Ok(values)
+        Ok(())
     }
 }
 

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::align::Sum;
+use super::align::{Part, Sum};
+use super::measure::Pair;
 use super::mixed::Mixed;
 use super::stacked::{Run, Stacked, common_dtype};
 use crate::adapter::{Factor, Kind, Scaling, ScalingRule, Target};
@@ -26,7 +27,7 @@ pub(super) struct Layout {
 impl Layout {
     /// In f64, with all scales in A.
     pub(super) fn wide(sums: &[Sum]) -> Layout {
-        let gains = sums.iter().map(|sum| sum.parts.iter().map(super::align::Part::scale).collect()).collect();
+        let gains = sums.iter().map(|sum| sum.parts.iter().map(Part::scale).collect()).collect();
         Layout::with(gains)
     }
 
@@ -57,6 +58,39 @@ impl Layout {
         let own = if is_exact || common == Dtype::F64 { common } else { Dtype::F32 };
         let dtype = dtype.unwrap_or(own);
         Layout { dtype, gains, scales, is_exact: is_exact && (dtype == common || dtype == Dtype::F32 && common != Dtype::F64) }
+    }
+}
+
+impl Layout {
+    /// ‖Δ‖² of a sum, and the square of what rounding its factors costs.
+    ///
+    /// # Errors
+    /// `A-008`, `E-001`, `E-004`.
+    pub(super) fn measured(&self, sum: &Sum, place: usize, exact: &Target, stored: &Target) -> Result<(f64, f64)> {
+        let (mut norm, mut error) = (0.0, 0.0);
+        let only_a = self.dtype == Dtype::F64 || self.dtype == Dtype::F32 && !sum.parts.iter().any(Part::is_wide);
+        for expert in 0..sum.experts() {
+            let pair = Pair::of(exact, expert)?;
+            norm += pair.norm_squared();
+            let turned = self.gains.get(place).is_some_and(|gains| gains.iter().all(|gain| gain.abs() == 1.0));
+            if self.is_exact || only_a && turned {
+                continue;
+            }
+            if !only_a {
+                error += Pair::of(stored, expert)?.distance_squared(&pair);
+                continue;
+            }
+            // B is stored as it is, so that only what A has lost is multiplied with it.
+            let scale = self.scales.get(place).copied().unwrap_or(1.0);
+            let lost = pair.a.iter().map(|a| self.rounded(a / scale) * scale - a).collect();
+            error += Pair { a: lost, ..pair }.norm_squared();
+        }
+        Ok((norm, error))
+    }
+
+    /// A value of A as it is stored.
+    fn rounded(&self, value: f64) -> f64 {
+        if self.dtype == Dtype::F32 { f64::from(value as f32) } else { value }
     }
 }
 

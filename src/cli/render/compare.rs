@@ -35,17 +35,19 @@ pub(super) fn text(compared: &Compared) -> String {
     text
 }
 
+/// How a figure is shown.
+type Shown = fn(&Overlap) -> String;
+
 /// The whole beside a random adapter.
 fn beside(report: &CompareReport) -> String {
     let columns = [Column::Text("together"), Column::Number("found"), Column::Number("of a random one")];
-    let three = |x: f64| figure::significant(x, 3);
-    let rows: [(&str, Box<dyn Fn(&Overlap) -> String>); 6] = [
-        ("cosine", Box::new(move |o| three(o.cosine))),
-        ("signs that differ", Box::new(|o| percent_of(o.sign_conflict))),
-        ("by the cosine alone", Box::new(|o| percent_of(o.sign_conflict_normal))),
-        ("output directions in common", Box::new(|o| percent_of(o.output_overlap))),
-        ("input directions in common", Box::new(|o| percent_of(o.input_overlap))),
-        ("of the second within the first", Box::new(|o| percent_of(o.redundancy[0]))),
+    let rows: [(&str, Shown); 6] = [
+        ("cosine", |o| figure::significant(o.cosine, 3)),
+        ("signs that differ", |o| percent_of(o.sign_conflict)),
+        ("by the cosine alone", |o| percent_of(o.sign_conflict_normal)),
+        ("output directions in common", |o| percent_of(o.output_overlap)),
+        ("input directions in common", |o| percent_of(o.input_overlap)),
+        ("of the second within the first", |o| percent_of(o.redundancy[0])),
     ];
     let rows: Vec<Vec<String>> = rows
         .iter()

@@ -84,12 +84,11 @@ fn quotient(part: f64, whole: f64) -> f64 {
 impl Figures {
     pub(super) fn add(&mut self, one: &Measured) {
         let Measured { relation, conflicts, values } = one;
-        for side in 0..2 {
-            self.squares[side] += relation.squares[side];
-            self.conflicts[side] += conflicts[side];
-            self.within[side] += relation.within[side];
-            self.ranks[side] = self.ranks[side].max(relation.ranks[side] as u64);
-        }
+        let add = |sums: &mut [f64; 2], values: &[f64; 2]| sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
+        add(&mut self.squares, &relation.squares);
+        add(&mut self.conflicts, conflicts);
+        add(&mut self.within, &relation.within);
+        self.ranks.iter_mut().zip(relation.ranks).for_each(|(most, rank)| *most = (*most).max(rank as u64));
         self.inner += relation.inner;
         self.by_chance += relation.squares[0] * relation.squares[1] / values;
         self.ranks_sum += relation.ranks[0].min(relation.ranks[1]) as f64;

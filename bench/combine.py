@@ -8,7 +8,6 @@ and on two layers, from which its time for all is concluded, `svd`. The rank-16 
 
 import argparse
 import os
-import random
 import statistics
 import subprocess
 import sys
@@ -26,17 +25,13 @@ def main():
     os.makedirs(args.work, exist_ok=True)
     data = prepare(args)
     commands = list_commands(args, data)
-    results = {name: [] for name in commands}
-    for round_ in range(args.rounds):
-        for name in random.Random(round_).sample(list(commands), len(commands)):
-            if (name.startswith("PEFT") or ", ties" in name) and round_ >= args.peer_rounds:
-                continue
-            sources = {word.rsplit(":", 1)[0] for word in commands[name]} - {data["out"]}
-            run = harness.run(name, commands[name], [data["out"]], [path for path in sources if os.path.isdir(path)])
-            if "rank 16" in name:
-                run["off"] = off(commands[name], data["out"])
-            results[name].append(run)
-            print(f"round {round_ + 1}: {name}: {run['wall']:.2f} s", file=sys.stderr)
+
+    def measure(name):
+        sources = {word.rsplit(":", 1)[0] for word in commands[name]} - {data["out"]}
+        run = harness.run(name, commands[name], [data["out"]], [path for path in sources if os.path.isdir(path)])
+        return run | {"off": off(commands[name], data["out"])} if "rank 16" in name else run
+
+    results = harness.rounds(args, commands, lambda name: name.startswith("PEFT") or ", ties" in name, measure)
     text = table(results)
     print(text)
     harness.record(args, results, text)

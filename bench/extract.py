@@ -8,7 +8,6 @@ values of one layer before a time counts.
 
 import argparse
 import os
-import random
 import shutil
 import statistics
 import subprocess
@@ -28,15 +27,12 @@ def main():
     data = prepare(args)
     best = best_errors(data)
     commands = list_commands(args, data)
-    results = {name: [] for name in commands}
-    for round_ in range(args.rounds):
-        for name in random.Random(round_).sample(list(commands), len(commands)):
-            if name != "loratool" and round_ >= args.peer_rounds:
-                continue
-            run = harness.run(name, commands[name], [data["out"]], [data["base"], data["tuned"]], args.offline_failure(name))
-            run["excess"] = excess(name, data, best)
-            results[name].append(run)
-            print(f"round {round_ + 1}: {name}: {run['wall']:.2f} s", file=sys.stderr)
+
+    def measure(name):
+        run = harness.run(name, commands[name], [data["out"]], [data["base"], data["tuned"]], args.offline_failure(name))
+        return run | {"excess": excess(name, data, best)}
+
+    results = harness.rounds(args, commands, lambda name: name != "loratool", measure)
     text = table(results)
     print(text)
     harness.record(args, results, text)

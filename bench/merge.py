@@ -30,17 +30,23 @@ def main():
     os.makedirs(args.work, exist_ok=True)
     data = prepare(args)
     commands = list_commands(args, data)
+    results = rounds(args, commands, lambda name: name in SLOW, lambda name: measure(name, commands[name], data))
+    text = table(results)
+    print(text)
+    record(args, results, text)
+
+
+def rounds(args, commands, is_slow, measure):
+    """The runs of each command, one a round; of the slow ones, only in the first few rounds."""
     results = {name: [] for name in commands}
     for round_ in range(args.rounds):
         # Shuffled, the same way each time: rotation would let one command always inherit the page cache that another left.
         for name in random.Random(round_).sample(list(commands), len(commands)):
-            if name in SLOW and round_ >= args.peer_rounds:
+            if is_slow(name) and round_ >= args.peer_rounds:
                 continue
-            results[name].append(measure(name, commands[name], data))
+            results[name].append(measure(name))
             print(f"round {round_ + 1}: {name}: {results[name][-1]['wall']:.2f} s", file=sys.stderr)
-    text = table(results)
-    print(text)
-    record(args, results, text)
+    return results
 
 
 SLOW = ("PEFT", "torch script", "mergekit")

@@ -2,16 +2,14 @@
 
 mod common;
 
-use std::path::Path;
 use std::sync::Arc;
 
 use common::fixture;
+use common::updates::{combined, dense, memory, norm, raw, wave};
 use faer::Mat;
-use loratool::report::CombineReport;
 use loratool::{
-    Adapter, AdapterParts, CombineMethod, CombineOptions, Dtype, Factor, LayerWeight, MemorySource, OpenOptions, Orientation,
-    PartsPolicy, RankRule, Shape, Target, TensorInfo, TensorSource, Weighted, combine, delta_rows, open_adapter,
-    open_adapter_with,
+    Adapter, CombineMethod, CombineOptions, Dtype, Factor, LayerWeight, MemorySource, OpenOptions, Orientation, PartsPolicy,
+    RankRule, Target, TensorSource, Weighted, combine, open_adapter, open_adapter_with,
 };
 use proptest::prelude::*;
 
@@ -26,16 +24,6 @@ fn adapter(name: &str) -> Adapter {
     let mut options = OpenOptions::default();
     options.expert_axes = name.starts_with("experts").then_some(Orientation::OutIn);
     open_adapter_with(if path.exists() { path } else { fixture("kinds").join(name).join("adapter-f32") }, &options).unwrap()
-}
-
-fn dense(target: &Target) -> Mat<f64> {
-    let (rows, cols) = target.out_in();
-    let values = delta_rows(target, 0..rows).unwrap();
-    Mat::from_fn(rows as usize, cols as usize, |i, j| values[i * cols as usize + j])
-}
-
-fn norm(matrix: &Mat<f64>) -> f64 {
-    (0..matrix.ncols()).flat_map(|j| (0..matrix.nrows()).map(move |i| matrix[(i, j)].powi(2))).sum::<f64>().sqrt()
 }
 
 fn target<'a>(adapter: &'a Adapter, tensor: &str) -> Option<&'a Target> {
@@ -59,16 +47,6 @@ fn sum(adapters: &[(&Adapter, f64)], tensor: &str) -> (Mat<f64>, f64) {
         size += weight.abs() * norm(&delta);
     }
     (total, size)
-}
-
-fn combined(adapters: &[(&Adapter, f64)], folder: &Path, options: &CombineOptions) -> (CombineReport, Adapter) {
-    let out = folder.join("out");
-    if out.exists() {
-        std::fs::remove_dir_all(&out).unwrap();
-    }
-    let weighted: Vec<_> = adapters.iter().map(|(adapter, weight)| Weighted { adapter, weight: *weight }).collect();
-    let report = combine(&weighted, &out, options, &()).unwrap();
-    (report, open_adapter(&out).unwrap())
 }
 
 fn refused(adapters: &[(&Adapter, f64)], options: &CombineOptions) -> Vec<(&'static str, String)> {
@@ -135,34 +113,6 @@ proptest! {
             prop_assert_eq!(told.error, told.from_sum);
         }
     }
-}
-
-fn raw(factor: &Factor) -> Vec<u8> {
-    let mut raw = vec![0; factor.info().bytes() as usize];
-    factor.read(0, &mut raw).unwrap();
-    raw
-}
-
-/// An adapter of one matrix in memory, in f64.
-fn memory(b: &Mat<f64>, a: &Mat<f64>) -> Adapter {
-    let like = adapter("llama-qv-r8");
-    let mut source = MemorySource::new();
-    for (name, matrix) in [("b", b), ("a", a)] {
-        let shape = Shape::new(vec![matrix.nrows() as u64, matrix.ncols() as u64]).unwrap();
-        let values = (0..matrix.nrows()).flat_map(|i| (0..matrix.ncols()).map(move |j| matrix[(i, j)]));
-        source.insert(name, TensorInfo { dtype: Dtype::F64, shape }, values.flat_map(f64::to_le_bytes).collect()).unwrap();
-    }
-    let source: Arc<dyn TensorSource> = Arc::new(source);
-    let factor = |name: &str| Factor::new(&source, name).unwrap();
-    let mut target = Target { a: factor("a"), b: factor("b"), singular_values: None, ..like.targets()[0].clone() };
-    target.scaling.rank = a.nrows() as u64;
-    target.scaling.alpha = a.nrows() as f64;
-    let parts = AdapterParts { targets: vec![target], dialect: "memory", label: "memory".into(), ..AdapterParts::default() };
-    Adapter::new(parts, &Default::default()).unwrap()
-}
-
-fn wave(rows: usize, cols: usize, seed: f64) -> Mat<f64> {
-    Mat::from_fn(rows, cols, |i, j| (seed + 1.3 * (i * (j + 1)) as f64 + 0.7 * (j * j) as f64).sin())
 }
 
 /// B·G and G⁻¹·A are the same adapter, and no method may see the difference.

@@ -2,45 +2,14 @@
 
 mod common;
 
-use std::path::Path;
-use std::sync::Arc;
-
-use common::fixture;
+use common::updates::{adapter, combined, dense, memory, norm, wave};
 use faer::Mat;
-use loratool::report::CombineReport;
-use loratool::{
-    Adapter, AdapterParts, CombineMethod, CombineOptions, Dtype, Factor, MemorySource, RankRule, Shape, Target, TensorInfo,
-    TensorSource, Weighted, combine, delta_rows, open_adapter,
-};
-
-fn adapter(name: &str) -> Adapter {
-    open_adapter(fixture("adapters").join(name)).unwrap()
-}
-
-fn dense(target: &Target) -> Mat<f64> {
-    let (rows, cols) = target.out_in();
-    let values = delta_rows(target, 0..rows).unwrap();
-    Mat::from_fn(rows as usize, cols as usize, |i, j| values[i * cols as usize + j])
-}
-
-fn norm(matrix: &Mat<f64>) -> f64 {
-    matrix.norm_l2()
-}
+use loratool::{Adapter, CombineMethod, CombineOptions, RankRule, Weighted, combine};
 
 fn with(method: CombineMethod) -> CombineOptions {
     let mut options = CombineOptions::default();
     options.method = method;
     options
-}
-
-fn combined(adapters: &[(&Adapter, f64)], folder: &Path, options: &CombineOptions) -> (CombineReport, Adapter) {
-    let out = folder.join("out");
-    if out.exists() {
-        std::fs::remove_dir_all(&out).unwrap();
-    }
-    let weighted: Vec<_> = adapters.iter().map(|(adapter, weight)| Weighted { adapter, weight: *weight }).collect();
-    let report = combine(&weighted, &out, options, &()).unwrap();
-    (report, open_adapter(&out).unwrap())
 }
 
 /// The updates of a tensor with their weights.
@@ -222,27 +191,6 @@ fn a_rank_of_a_method_by_value_is_told_with_its_error() {
             assert!((told.error * norm(&wanted) - off).abs() <= 1e-4 * off, "{} told, {} found", told.error, off / norm(&wanted));
         }
     }
-}
-
-fn wave(rows: usize, cols: usize, seed: f64) -> Mat<f64> {
-    Mat::from_fn(rows, cols, |i, j| (seed + 1.3 * (i * (j + 1)) as f64 + 0.7 * (j * j) as f64).sin())
-}
-
-/// An adapter of one matrix in memory, in f64.
-fn memory(b: &Mat<f64>, a: &Mat<f64>) -> Adapter {
-    let like = adapter("llama-qv-r8");
-    let mut source = MemorySource::new();
-    for (name, matrix) in [("b", b), ("a", a)] {
-        let shape = Shape::new(vec![matrix.nrows() as u64, matrix.ncols() as u64]).unwrap();
-        let values = (0..matrix.nrows()).flat_map(|i| (0..matrix.ncols()).map(move |j| matrix[(i, j)]));
-        source.insert(name, TensorInfo { dtype: Dtype::F64, shape }, values.flat_map(f64::to_le_bytes).collect()).unwrap();
-    }
-    let source: Arc<dyn TensorSource> = Arc::new(source);
-    let factor = |name: &str| Factor::new(&source, name).unwrap();
-    let mut target = Target { a: factor("a"), b: factor("b"), singular_values: None, ..like.targets()[0].clone() };
-    (target.scaling.rank, target.scaling.alpha) = (a.nrows() as u64, a.nrows() as f64);
-    let parts = AdapterParts { targets: vec![target], dialect: "memory", label: "memory".into(), ..AdapterParts::default() };
-    Adapter::new(parts, &Default::default()).unwrap()
 }
 
 /// B·G and G⁻¹·A are one adapter, and no method may see which of the two it was given.

@@ -4,26 +4,13 @@ mod common;
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 
 use common::fixture;
+use common::updates::{adapter, dense, memory, wave};
 use faer::Mat;
 use loratool::report::CompareReport;
-use loratool::{
-    Adapter, AdapterParts, CombineOptions, CompareOptions, Dtype, Factor, MemorySource, RankRule, Shape, Target, TensorInfo,
-    TensorSource, Weighted, combine, compare, delta_rows, open_adapter, open_checkpoint,
-};
+use loratool::{Adapter, CombineOptions, CompareOptions, RankRule, TensorSource, Weighted, combine, compare, open_checkpoint};
 use serde_json::Value;
-
-fn adapter(name: &str) -> Adapter {
-    open_adapter(fixture("adapters").join(name)).unwrap()
-}
-
-fn dense(target: &Target) -> Mat<f64> {
-    let (rows, cols) = target.out_in();
-    let values = delta_rows(target, 0..rows).unwrap();
-    Mat::from_fn(rows as usize, cols as usize, |i, j| values[i * cols as usize + j])
-}
 
 fn compared(one: &Adapter, other: &Adapter) -> CompareReport {
     compare([one, other], None, &CompareOptions::default(), &()).unwrap()
@@ -80,26 +67,6 @@ fn every_figure_is_that_of_the_dense_updates() {
         let missing = |rank: u64| report.truncation.iter().find(|t| t.rank == rank).map(|t| t.error);
         assert!(missing(report.rank_10).is_none_or(|error| error <= 0.1));
     }
-}
-
-fn memory(b: &Mat<f64>, a: &Mat<f64>) -> Adapter {
-    let like = adapter("llama-qv-r8");
-    let mut source = MemorySource::new();
-    for (name, matrix) in [("b", b), ("a", a)] {
-        let shape = Shape::new(vec![matrix.nrows() as u64, matrix.ncols() as u64]).unwrap();
-        let values = (0..matrix.nrows()).flat_map(|i| (0..matrix.ncols()).map(move |j| matrix[(i, j)]));
-        source.insert(name, TensorInfo { dtype: Dtype::F64, shape }, values.flat_map(f64::to_le_bytes).collect()).unwrap();
-    }
-    let source: Arc<dyn TensorSource> = Arc::new(source);
-    let factor = |name: &str| Factor::new(&source, name).unwrap();
-    let mut target = Target { a: factor("a"), b: factor("b"), singular_values: None, ..like.targets()[0].clone() };
-    (target.scaling.rank, target.scaling.alpha) = (a.nrows() as u64, a.nrows() as f64);
-    let parts = AdapterParts { targets: vec![target], dialect: "memory", label: "memory".into(), ..AdapterParts::default() };
-    Adapter::new(parts, &Default::default()).unwrap()
-}
-
-fn wave(rows: usize, cols: usize, seed: f64) -> Mat<f64> {
-    Mat::from_fn(rows, cols, |i, j| (seed + 1.3 * (i * (j + 1)) as f64 + 0.7 * (j * j) as f64).sin())
 }
 
 #[test]

@@ -4,11 +4,11 @@ mod common;
 
 use std::path::Path;
 
-use common::fixture;
+use common::updates::{adapter, dense, norm, raw};
 use faer::Mat;
 use loratool::{
-    Adapter, ConvertOptions, ConvertTo, Dtype, Factor, Loader, MemorySource, RankRule, ResizeOptions, Target, convert,
-    delta_rows, open_adapter, resize,
+    Adapter, ConvertOptions, ConvertTo, Dtype, Factor, Loader, MemorySource, RankRule, ResizeOptions, convert, open_adapter,
+    resize,
 };
 
 fn options(rank: RankRule) -> ResizeOptions {
@@ -23,25 +23,10 @@ fn with(rank: RankRule, change: impl FnOnce(&mut ResizeOptions)) -> ResizeOption
     options
 }
 
-/// The update as a matrix, an output of the layer in each row.
-fn dense(target: &Target) -> Mat<f64> {
-    let (rows, cols) = target.out_in();
-    let values = delta_rows(target, 0..rows).unwrap();
-    Mat::from_fn(rows as usize, cols as usize, |i, j| values[i * cols as usize + j])
-}
-
-fn norm(matrix: &Mat<f64>) -> f64 {
-    (0..matrix.ncols()).flat_map(|j| (0..matrix.nrows()).map(move |i| matrix[(i, j)].powi(2))).sum::<f64>().sqrt()
-}
-
 /// The smallest error at a rank, from the dense singular values.
 fn best(matrix: &Mat<f64>, rank: u64) -> f64 {
     let values = matrix.singular_values().unwrap();
     values.iter().skip(rank as usize).map(|v| v * v).sum::<f64>().sqrt()
-}
-
-fn adapter(name: &str) -> Adapter {
-    open_adapter(fixture("adapters").join(name)).unwrap()
 }
 
 fn resized(original: &Adapter, folder: &Path, options: &ResizeOptions) -> (loratool::report::ResizeReport, Adapter) {
@@ -122,12 +107,6 @@ fn what_is_not_low_rank_stays_as_it_is() {
     to_container.to = ConvertTo::Container;
     convert(&again, &container, &to_container, &()).unwrap();
     assert_eq!(open_adapter(&container).unwrap().targets().len(), again.targets().len());
-}
-
-fn raw(factor: &Factor) -> Vec<u8> {
-    let mut raw = vec![0; factor.info().bytes() as usize];
-    factor.read(0, &mut raw).unwrap();
-    raw
 }
 
 #[test]

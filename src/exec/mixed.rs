@@ -41,12 +41,11 @@ pub(super) fn sums(
         }
         blocks.push(block);
     }
-    buffers.sum.clear();
-    let tally = mixing.method.tally;
-    buffers.sum.extend(base.iter().enumerate().map(|(i, w)| {
-        let d = tally.of(blocks.iter().map(|block| (block[i], block[i])));
-        if d == 0.0 { *w } else { w + d }
-    }));
+    let terms: Vec<(f64, &[f64])> = blocks.iter().map(|block| (1.0, &block[..])).collect();
+    buffers.sum.resize(base.len(), 0.0);
+    mixing.method.tally.of(&terms, &mut buffers.sum);
+    // Where nothing is added, the value keeps the sign of a zero.
+    buffers.sum.iter_mut().zip(base).for_each(|(d, w)| *d = if *d == 0.0 { *w } else { w + *d });
     Ok(())
 }
 

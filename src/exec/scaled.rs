@@ -9,7 +9,7 @@ use super::load::{block, coordinates, float_of, left, right};
 use super::mixed;
 use crate::adapter::Factor;
 use crate::error::{Error, Result};
-use crate::kernel::{self, Float, Isa, Part, Sums, Tile, place, update_tile};
+use crate::kernel::{Isa, Part, Sums, delta_tile, place};
 use crate::plan::{Along, Change, Contribution, Gain, Over};
 use crate::rules;
 
@@ -19,8 +19,6 @@ pub(super) struct Buffers {
     raw: Vec<u8>,
     left: Vec<f64>,
     right: Vec<f64>,
-    zeros: Vec<u8>,
-    product: Vec<u8>,
     pub(super) delta: Vec<f64>,
     pub(super) sum: Vec<f64>,
 }
@@ -101,24 +99,12 @@ pub(super) fn product(
     if rank == 0 {
         return Ok(());
     }
-    let Buffers { raw, left: l, right: r, zeros, product, delta, .. } = buffers;
+    let Buffers { raw, left: l, right: r, delta, .. } = buffers;
     let (slice, within) = in_slice(change, rows);
     left(&contribution.left, slice, within, rank, raw, l)?;
     right(&contribution.right, slice, cols.clone(), rank, total, raw, r)?;
-    zeros.resize(8 * count, 0);
-    product.resize(8 * count, 0);
     let part = Part { left: l, right: r, rank: rank as usize, scale: contribution.scale };
-    let mut tile = Tile {
-        from: Float::F64,
-        to: Float::F64,
-        rounding: kernel::Rounding::Nearest,
-        base: zeros,
-        out: product,
-        cols: (cols.end - cols.start) as usize,
-        keep_nonfinite: false,
-    };
-    update_tile(isa, &mut tile, &[part]);
-    Float::F64.widen(product, delta);
+    delta_tile(isa, (cols.end - cols.start) as usize, &[part], delta);
     Ok(())
 }
 

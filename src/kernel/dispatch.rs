@@ -14,7 +14,7 @@ use super::replay::{self, Step};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use super::single;
 use super::stochastic::{self, Dice};
-use super::tile::{Part, Rounding, Sums, Tile, update};
+use super::tile::{Part, Rounding, Sums, Tile, deltas, update};
 use super::vector::Vector;
 
 /// An instruction set that the kernels are compiled for.
@@ -157,6 +157,37 @@ pub(crate) fn update_tile<V: Value>(isa: Isa, tile: &mut Tile<'_>, parts: &[Part
 }
 
 #[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma")]
+fn deltas_avx2<V: Value>(cols: usize, parts: &[Part<'_, V>], out: &mut [f64]) {
+    deltas::<V, true>(cols, parts, out);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+fn deltas_avx512<V: Value>(cols: usize, parts: &[Part<'_, V>], out: &mut [f64]) {
+    deltas::<V, true>(cols, parts, out);
+}
+
+/// Computes `out = Σ scale · L · R`, `(rows, cols)`: the update that [`update_tile`] adds, with the same bits.
+///
+/// # Panics
+/// As [`update_tile`].
+pub(crate) fn delta_tile<V: Value>(isa: Isa, cols: usize, parts: &[Part<'_, V>], out: &mut [f64]) {
+    assert!(Isa::available().contains(&isa), "{isa:?} is not available on this machine");
+    match isa {
+        Isa::Portable => deltas::<V, false>(cols, parts, out),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => deltas::<V, true>(cols, parts, out),
+        // SAFETY: the assertion above says that this machine has AVX2 and FMA.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => unsafe { deltas_avx2(cols, parts, out) },
+        // SAFETY: the assertion above says that this machine has these parts of AVX-512, and with them AVX2 and FMA.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => unsafe { deltas_avx512(cols, parts, out) },
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
 fn largest_avx2(format: Float, bytes: &[u8]) -> f64 {
     magnitude::largest(format, bytes)
@@ -222,6 +253,23 @@ mod tests {
                     prop_assert_eq!(sums.nonfinite, 0);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn the_update_alone_is_that_of_a_zero_base() {
+        let (rows, cols, rank) = (3, 1100, 5);
+        let wave = |n: usize, by: f64| (by * n as f64 + 0.3).sin();
+        let left: Vec<f64> = (0..rows * rank).map(|n| wave(n, 1.3)).collect();
+        let right: Vec<f64> = (0..rank * cols).map(|n| wave(n, 0.7)).collect();
+        let parts = [(1.7, &right), (-0.1, &right)].map(|(scale, right)| Part { left: &left, right, rank, scale });
+        let wanted = oracle(Float::F64, &vec![0; 8 * rows * cols], cols, &parts);
+        for isa in Isa::available() {
+            let mut out = vec![1.0; rows * cols];
+            delta_tile(isa, cols, &parts, &mut out);
+            let bits = |value: &f64| value.to_bits() << 1;
+            let raw = wanted.as_chunks::<8>().0.iter().map(|raw| f64::from_le_bytes(*raw));
+            assert!(out.iter().zip(raw).all(|(x, y)| bits(x) == bits(&y)), "{isa:?}");
         }
     }
 

@@ -26,7 +26,7 @@ mod stochastic;
 mod tile;
 mod vector;
 
-pub(crate) use dispatch::{Isa, largest, update_tile};
+pub(crate) use dispatch::{Isa, delta_tile, largest, update_tile};
 pub(crate) use float::{Float, Value};
 pub(crate) use gram::{product_inner, product_norm};
 pub(crate) use magnitude::limit;

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 
 pub mod scene;
+pub mod updates;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,13 +1,13 @@
 //! The arguments of `combine`.
 
 use std::ffi::OsString;
-use std::num::{NonZeroU64, NonZeroUsize};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, ValueEnum};
 
-use super::{FactorDtype, OpenArgs, SplitArg, To, loader_parser};
+use super::{FactorDtype, OpenArgs, RankArgs, SplitArg, To, loader_parser};
 use crate::{CombineMethod, Loader, PeftKind};
 
 /// What a recipe says, so that it is not said beside it.
@@ -81,18 +81,8 @@ pub(in super::super) struct CombineArgs {
     /// Combine adapters that name different bases by their digests
     #[arg(long, help_heading = "How adapters are combined")]
     pub allow_base_mismatch: bool,
-    /// At most this rank for every target
-    #[arg(long, value_name = "R", help_heading = "Rank: one of [default: ranks add up]")]
-    pub rank: Option<NonZeroU64>,
-    /// Per target, the smallest rank that keeps this share of the square of its update, such as 0.99
-    #[arg(long, value_name = "SHARE", help_heading = "Rank: one of [default: ranks add up]", allow_hyphen_values = true)]
-    pub energy: Option<String>,
-    /// Per target, the smallest rank that is off by at most this share of its update, such as 0.05
-    #[arg(long, value_name = "SHARE", help_heading = "Rank: one of [default: ranks add up]", allow_hyphen_values = true)]
-    pub error: Option<String>,
-    /// The ranks that lose least for factors of so many values in all, such as 5000000, or bytes, such as 20MB
-    #[arg(long, value_name = "N|BYTES", help_heading = "Rank: one of [default: ranks add up]")]
-    pub budget: Option<String>,
+    #[command(flatten)]
+    pub rank: RankArgs,
     /// Bring all ranks up to the next size that this loader makes room for anyway (vllm: 8, 16, 32, 64, 128, 256, 320, 512)
     #[arg(long = "for", value_name = "LOADER", value_parser = loader_parser(), requires = "rule")]
     pub loader: Option<Loader>,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::To;
+use super::{RankArgs, To};
 
 /// Write the adapter that is closest to the difference of two checkpoints
 #[derive(Debug, Args)]
@@ -32,18 +32,8 @@ pub(in super::super) struct ExtractArgs {
     /// Replace the output if it exists, in one step, once the new one is complete
     #[arg(long)]
     pub overwrite: bool,
-    /// The same rank for all targets
-    #[arg(long, value_name = "R", help_heading = "Rank: one of")]
-    pub rank: Option<NonZeroU64>,
-    /// Per target, the smallest rank that keeps this share of the square of its change, such as 0.9
-    #[arg(long, value_name = "SHARE", help_heading = "Rank: one of", allow_hyphen_values = true)]
-    pub energy: Option<String>,
-    /// Per target, the smallest rank that is off by at most this share of its change, such as 0.1
-    #[arg(long, value_name = "SHARE", help_heading = "Rank: one of", allow_hyphen_values = true)]
-    pub error: Option<String>,
-    /// The ranks that lose least for factors of so many values in all, such as 5000000, or bytes, such as 20MB
-    #[arg(long, value_name = "N|BYTES", help_heading = "Rank: one of")]
-    pub budget: Option<String>,
+    #[command(flatten)]
+    pub rank: RankArgs,
     /// Per target, what stands out of the noise that rounding to the dtype of TUNED has added
     #[arg(long, help_heading = "Rank: one of")]
     pub auto: bool,

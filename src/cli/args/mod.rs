@@ -4,6 +4,7 @@
 mod combine;
 mod compare;
 mod extract;
+mod rank;
 mod resize;
 
 use std::ffi::OsString;
@@ -19,6 +20,7 @@ use crate::Loader;
 pub(super) use combine::{CombineArgs, MajoritySignArg, MethodArgs, PartsArg};
 pub(super) use compare::CompareArgs;
 pub(super) use extract::{ExtractArgs, FactorDtype, MethodArg, RestArg, SplitArg};
+pub(super) use rank::RankArgs;
 pub(super) use resize::ResizeArgs;
 
 /// Inspect, validate, merge, verify, extract, combine and convert LoRA adapters: exactly, or refused by name.

@@ -1,11 +1,11 @@
 //! The arguments of `resize`.
 
-use std::num::{NonZeroU64, NonZeroUsize};
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{FactorDtype, OpenArgs, SplitArg, To, loader_parser};
+use super::{FactorDtype, OpenArgs, RankArgs, SplitArg, To, loader_parser};
 use crate::Loader;
 
 /// Write an adapter with other ranks, as close to it as they allow
@@ -26,18 +26,8 @@ pub(in super::super) struct ResizeArgs {
     /// Replace the output if it exists, in one step, once the new one is complete
     #[arg(long)]
     pub overwrite: bool,
-    /// At most this rank for every target
-    #[arg(long, value_name = "R", help_heading = "Rank: one of")]
-    pub rank: Option<NonZeroU64>,
-    /// Per target, the smallest rank that keeps this share of the square of its update, such as 0.99
-    #[arg(long, value_name = "SHARE", help_heading = "Rank: one of", allow_hyphen_values = true)]
-    pub energy: Option<String>,
-    /// Per target, the smallest rank that is off by at most this share of its update, such as 0.05
-    #[arg(long, value_name = "SHARE", help_heading = "Rank: one of", allow_hyphen_values = true)]
-    pub error: Option<String>,
-    /// The ranks that lose least for factors of so many values in all, such as 5000000, or bytes, such as 20MB
-    #[arg(long, value_name = "N|BYTES", help_heading = "Rank: one of")]
-    pub budget: Option<String>,
+    #[command(flatten)]
+    pub rank: RankArgs,
     /// Bring all ranks up to the next size that this loader makes room for anyway (vllm: 8, 16, 32, 64, 128, 256, 320, 512)
     #[arg(long = "for", value_name = "LOADER", value_parser = loader_parser())]
     pub loader: Option<Loader>,

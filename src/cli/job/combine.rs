@@ -4,11 +4,12 @@ use std::path::PathBuf;
 
 use super::super::args::{CombineArgs, MajoritySignArg, MethodArgs, PartsArg};
 use super::super::number;
-use super::extract::{budget, by_name, dtype, split};
+use super::extract::{by_name, dtype, split};
+use super::rank::rule;
 use super::{open, overwrite, prefix, weighted};
 use crate::{
     CombineMethod, CombineOptions, Error, ExecOptions, LayerWeight, MajoritySign, MethodNumbers, OpenOptions, PartsPolicy,
-    RankRule, ReadMode, Recipe, Result, rules,
+    ReadMode, Recipe, Result, rules,
 };
 
 #[derive(Debug)]
@@ -50,7 +51,7 @@ pub(super) fn combine(args: CombineArgs) -> Result<CombineJob> {
     let options = CombineOptions {
         method: method(&name, &args.method, args.seed, majority)?,
         layers: args.weight.iter().map(|text| layer(text)).collect::<Result<_>>()?,
-        rank: rule(&args)?,
+        rank: rule(&args.rank)?,
         loader: args.loader,
         split: split(args.split),
         dtype: args.dtype.map(dtype),
@@ -86,20 +87,6 @@ pub(super) fn method(name: &str, args: &MethodArgs, seed: Option<u64>, majority:
         majority,
     };
     CombineMethod::named(name, &numbers)
-}
-
-/// At most one of them is given.
-fn rule(args: &CombineArgs) -> Result<Option<RankRule>> {
-    if let Some(text) = &args.energy {
-        return Ok(Some(RankRule::Energy(number::finite(text, "share of the energy")?)));
-    }
-    if let Some(text) = &args.error {
-        return Ok(Some(RankRule::Error(number::finite(text, "relative error")?)));
-    }
-    match (&args.budget, args.rank) {
-        (Some(text), _) => budget(text).map(Some),
-        (None, rank) => Ok(rank.map(|rank| RankRule::Fixed(rank.get()))),
-    }
 }
 
 /// `[N:]GLOB=W`.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use super::super::args::{ExtractArgs, FactorDtype, MethodArg, RestArg, SplitArg, To};
 use super::super::number;
 use super::overwrite;
+use super::rank::rule;
 use crate::{
-    ActStats, ConvertTo, Dtype, Error, ExecOptions, ExtractOptions, Method, OpenOptions, RankRule, ReadMode, RestPolicy, Result,
+    ActStats, ConvertTo, Dtype, ExecOptions, ExtractOptions, Method, OpenOptions, RankRule, ReadMode, RestPolicy, Result,
     SafetensorsFile, Split, Strictness,
 };
 
@@ -23,7 +24,8 @@ pub(in super::super) struct ExtractJob {
 pub(super) fn extract(args: ExtractArgs) -> Result<ExtractJob> {
     let mode = if args.mmap { ReadMode::Map } else { ReadMode::Read };
     let mut options = ExtractOptions {
-        rank: rule(&args)?,
+        // Without another rule, `--auto` is given.
+        rank: rule(&args.rank)?.unwrap_or(RankRule::Auto),
         method: match args.method {
             MethodArg::Auto => Method::Auto,
             MethodArg::Exact => Method::Exact,
@@ -58,23 +60,6 @@ pub(super) fn extract(args: ExtractArgs) -> Result<ExtractJob> {
     Ok(ExtractJob { base: args.base, tuned: args.tuned, output: args.output, open, options })
 }
 
-/// Exactly one of them is given.
-fn rule(args: &ExtractArgs) -> Result<RankRule> {
-    if let Some(text) = &args.energy {
-        return Ok(RankRule::Energy(number::finite(text, "share of the energy")?));
-    }
-    if let Some(text) = &args.error {
-        return Ok(RankRule::Error(number::finite(text, "relative error")?));
-    }
-    if let Some(text) = &args.budget {
-        return budget(text);
-    }
-    match args.rank {
-        Some(rank) => Ok(RankRule::Fixed(rank.get())),
-        None => Ok(RankRule::Auto),
-    }
-}
-
 pub(super) fn split(split: SplitArg) -> Split {
     match split {
         SplitArg::Sqrt => Split::Sqrt,
@@ -98,27 +83,5 @@ pub(super) fn by_name(to: Option<To>, output: &Path) -> ConvertTo {
         Some(To::Container) => ConvertTo::Container,
         None if is_file => ConvertTo::Container,
         Some(To::Peft) | None => ConvertTo::Peft,
-    }
-}
-
-/// Bytes if there is a unit, and parameters if there is none.
-pub(super) fn budget(text: &str) -> Result<RankRule> {
-    let refuse = |e: Error| e.help("give a number of parameters such as 5000000, or of bytes such as 20MB");
-    if text.bytes().all(|b| b.is_ascii_digit()) {
-        return Ok(RankRule::Parameters(number::bytes(text, "budget").map_err(refuse)? as u64));
-    }
-    Ok(RankRule::Bytes(number::bytes(text, "budget").map_err(refuse)? as u64))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_budget_is_parameters_or_bytes() {
-        assert_eq!(budget("5000").unwrap(), RankRule::Parameters(5000));
-        assert_eq!(budget("5kB").unwrap(), RankRule::Bytes(5000));
-        assert_eq!(budget("5B").unwrap(), RankRule::Bytes(5));
-        assert!(budget("0").is_err() && budget("much").is_err() && budget("").is_err());
     }
 }

@@ -4,6 +4,7 @@
 mod combine;
 mod compare;
 mod extract;
+mod rank;
 mod resize;
 
 use std::collections::HashMap;

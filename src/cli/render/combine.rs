@@ -1,10 +1,8 @@
 //! The report of `combine` as text.
 
 use super::figure::{self, percent_of};
-use super::group::{group, labels};
-use super::table::{self, Column, WIDTH};
-use super::{escape, line, plural};
-use crate::report::{CombineReport, CombinedTarget};
+use super::{escape, kinds, line, plural};
+use crate::report::CombineReport;
 
 pub(super) fn text(report: &CombineReport) -> String {
     let count = report.adapters.len() as u64;
@@ -30,7 +28,17 @@ pub(super) fn text(report: &CombineReport) -> String {
     }
     if !report.targets.is_empty() {
         text.push('\n');
-        text.push_str(&targets(report));
+        let whole = |x: f64| format!("{x}");
+        text.push_str(&kinds::table(
+            &report.targets,
+            |target| &target.tensor,
+            &[
+                ("of", &|t| t.adapters as f64, &whole),
+                ("ranks", &|t| t.rank_sum as f64, &whole),
+                ("rank", &|t| t.rank as f64, &whole),
+                ("error", &|t| t.error, &percent_of),
+            ],
+        ));
     }
     for loss in &report.losses {
         line(&mut text, "lost", &format!("{} [{}]", loss.message, loss.rule));
@@ -49,33 +57,4 @@ fn error(report: &CombineReport) -> String {
         0.0 => "none: the stored factors hold it without rounding".to_owned(),
         error => format!("{} of the whole update, as it is stored", percent_of(error)),
     }
-}
-
-fn targets(report: &CombineReport) -> String {
-    let columns = [
-        Column::Text("target"),
-        Column::Text("layers"),
-        Column::Number("n"),
-        Column::Number("of"),
-        Column::Number("ranks"),
-        Column::Number("rank"),
-        Column::Number("error"),
-    ];
-    let groups = group(report.targets.iter().map(|target| (target.tensor.as_str(), Vec::new())));
-    let rows = groups.iter().zip(labels(&groups)).map(|(group, label)| {
-        let range = |f: &dyn Fn(&CombinedTarget) -> f64, show: &dyn Fn(f64) -> String| {
-            figure::range(group.members.iter().map(|i| f(&report.targets[*i])), show)
-        };
-        let whole = |x: f64| format!("{x}");
-        vec![
-            label,
-            group.layers(),
-            group.members.len().to_string(),
-            range(&|t| t.adapters as f64, &whole),
-            range(&|t| t.rank_sum as f64, &whole),
-            range(&|t| t.rank as f64, &whole),
-            range(&|t| t.error, &percent_of),
-        ]
-    });
-    table::render(&columns, &rows.collect::<Vec<_>>(), WIDTH)
 }

@@ -11,6 +11,7 @@ mod figure;
 mod group;
 mod inspect;
 pub(super) mod json;
+mod kinds;
 mod loader;
 mod merge;
 mod note;

@@ -156,7 +156,7 @@ pub(crate) fn knots(terms: &[Term<'_>], density: f64) -> Option<Product> {
         let full = product(shared.right.as_ref(), part);
         each.push((0..inner).flat_map(|i| (0..full.ncols()).map(move |k| (i, k))).map(|at| full[at]).collect::<Vec<f64>>());
     }
-    let merged = ties(&each, density);
+    let merged = ties(each, density);
     let count = svd.s.len();
     Some(Product {
         b: product(shared.left.as_ref(), scaled(&svd.u, |k| svd.s[k]).as_ref()),
@@ -187,7 +187,7 @@ pub(crate) fn core_space(terms: &[Term<'_>], density: f64) -> Option<Product> {
             (0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))).map(|at| small[at]).collect()
         })
         .collect();
-    let merged = ties(&each, density);
+    let merged = ties(each, density);
     let merged = MatRef::from_row_major_slice(&merged, rows, cols);
     Some(shared.product(&product(u.as_ref(), merged), &v))
 }

@@ -25,6 +25,12 @@ impl Keep {
         match self {
             Keep::All => {}
             Keep::Between { first: before, last } => {
+                let end = first + row.len().saturating_sub(1) as u64 * stride;
+                let above = before.map_or(Some(f64::INFINITY), |cut| cut.bound(first, end));
+                if let (Some(low), Some(high)) = (last.bound(first, end), above) {
+                    row.iter_mut().for_each(|x| *x = if (x.abs() > low) & (x.abs() <= high) { *x } else { 0.0 });
+                    return;
+                }
                 for (value, index) in row.iter_mut().zip(indices) {
                     if !last.keeps(*value, index) || before.is_some_and(|cut| cut.keeps(*value, index)) {
                         *value = 0.0;

@@ -1,5 +1,8 @@
 //! The steps of TIES (Yadav et al. 2023, section 3): trim, elect a sign, and take the mean of what agrees with it.
 
+use super::prune::Keep;
+use super::value::Tally;
+
 /// The last value that is kept of those of one update, where they are kept by falling size; those of one size by ascending index.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Cut {
@@ -29,6 +32,15 @@ impl Cut {
         let size = value.abs();
         size > self.size || size == self.size && index <= self.index
     }
+
+    /// What the size of a value has to be above for it to be kept, if that is the same at all indices from `first` to `last`.
+    pub(super) fn bound(self, first: u64, last: u64) -> Option<f64> {
+        match self.index {
+            index if last <= index => Some(self.size.next_down()),
+            index if first > index => Some(self.size),
+            _ => None,
+        }
+    }
 }
 
 /// How many of `len` values a density keeps: its share, rounded down, but one at least.
@@ -36,35 +48,19 @@ pub(super) fn kept(density: f64, len: u64) -> u64 {
     ((density * len as f64) as u64).clamp(1, len.max(1))
 }
 
-/// The mean of the values whose votes have the sign of the sum of all votes; + if that is 0. Votes of 0 have none.
-#[inline(always)]
-pub(super) fn agreed(values: impl Iterator<Item = (f64, f64)> + Clone) -> f64 {
-    let total: f64 = values.clone().map(|(vote, _)| vote).sum();
-    let (mut sum, mut count) = (0.0, 0.0);
-    for (vote, value) in values {
-        let agrees = if total >= 0.0 { vote > 0.0 } else { vote < 0.0 };
-        if agrees {
-            sum += value;
-            count += 1.0;
-        }
-    }
-    if count > 0.0 { sum / count } else { 0.0 }
-}
-
 /// TIES of whole updates, each as long as the others.
-pub(super) fn ties(updates: &[Vec<f64>], density: f64) -> Vec<f64> {
+pub(super) fn ties(mut updates: Vec<Vec<f64>>, density: f64) -> Vec<f64> {
     let len = updates.first().map_or(0, Vec::len);
     let count = kept(density, len as u64) as usize;
-    let cuts: Vec<Option<Cut>> = updates.iter().map(|update| Cut::of(update, count)).collect();
-    let at = |i: usize| {
-        let kept = updates
-            .iter()
-            .zip(&cuts)
-            .map(move |(update, cut)| if cut.is_some_and(|cut| cut.keeps(update[i], i as u64)) { update[i] } else { 0.0 })
-            .map(|value| (value, value));
-        agreed(kept)
-    };
-    (0..len).map(at).collect()
+    for update in &mut updates {
+        if let Some(last) = Cut::of(update, count) {
+            Keep::Between { first: None, last }.row(update, 0, 1);
+        }
+    }
+    let terms: Vec<(f64, &[f64])> = updates.iter().map(|update| (1.0, &update[..])).collect();
+    let mut out = vec![0.0; len];
+    Tally::Elected.of(&terms, &mut out);
+    out
 }
 
 #[cfg(test)]
@@ -85,15 +81,20 @@ mod tests {
     }
 
     #[test]
-    fn what_agrees_with_the_sum_is_averaged() {
-        let of = |values: &[f64]| agreed(values.iter().map(|value| (*value, *value)));
-        assert_eq!(of(&[3.0, 1.0, -2.0]), 2.0);
-        assert_eq!(of(&[1.0, -4.0, 0.0, -2.0]), -3.0);
-        assert_eq!(of(&[1.0, -1.0]), 1.0);
-        assert_eq!((of(&[0.0, 0.0]), of(&[])), (0.0, 0.0));
-        assert_eq!(agreed([(1.0, -2.0), (-3.0, 5.0), (-1.0, 1.0)].into_iter()), 3.0);
-        // Two equal updates are one of them, and not twice.
-        assert_eq!(ties(&[vec![1.0, -2.0], vec![1.0, -2.0]], 1.0), [1.0, -2.0]);
-        assert_eq!(ties(&[vec![1.0, -2.0], vec![1.0, 3.0]], 0.5), [0.0, 3.0]);
+    fn one_bound_serves_all_indices_on_one_side_of_the_cut() {
+        let cut = Cut { size: 2.0, index: 7 };
+        for (first, last) in [(0, 7), (3, 6), (8, 20)] {
+            let bound = cut.bound(first, last).unwrap();
+            for value in [-2.0, 2.0f64.next_up(), 2.0f64.next_down(), 0.0] {
+                assert!((first..=last).all(|index| cut.keeps(value, index) == (value.abs() > bound)));
+            }
+        }
+        assert!(cut.bound(7, 8).is_none() && Cut::ALL.bound(0, 9).is_some_and(|bound| 0.0 > bound));
+    }
+
+    #[test]
+    fn equal_updates_are_one_of_them_and_what_is_small_has_no_vote() {
+        assert_eq!(ties(vec![vec![1.0, -2.0], vec![1.0, -2.0]], 1.0), [1.0, -2.0]);
+        assert_eq!(ties(vec![vec![1.0, -2.0], vec![1.0, 3.0]], 0.5), [0.0, 3.0]);
     }
 }

@@ -2,8 +2,8 @@
 
 use faer::linalg::matmul::matmul;
 use faer::linalg::matmul::triangular::{self, BlockStructure};
-use faer::{Accum, Mat, MatRef, Par};
-use nalgebra::{Cholesky, DMatrix};
+use faer::linalg::triangular_inverse::invert_upper_triangular;
+use faer::{Accum, Mat, MatRef, Par, Side};
 
 /// A diagonal value of the Cholesky factor below this share of the largest means that columns are nearly dependent: CholeskyQR2 needs a
 /// condition below 1/sqrt(unit roundoff) (Yamamoto, Nakatsukasa, Yanagisawa and Fukaya 2015, section 2).
@@ -60,14 +60,16 @@ fn cholesky_qr(z: &Mat<f64>) -> Option<Mat<f64>> {
 
 /// The upper triangular R with RᵀR = G, of which the lower half is looked at, and its inverse; `None` if a diagonal value of R is below `least` times the largest.
 pub(super) fn cholesky(gram: &Mat<f64>, least: f64) -> Option<(Mat<f64>, Mat<f64>)> {
-    let lower = Cholesky::new(DMatrix::from_fn(gram.nrows(), gram.ncols(), |i, j| gram[(i, j)]))?.unpack();
-    let diagonal = lower.diagonal();
-    if diagonal.min() <= least * diagonal.max() || !diagonal.max().is_finite() {
+    let r = gram.llt(Side::Lower).ok()?.L().transpose().to_owned();
+    let diagonal = || (0..r.ncols()).map(|i| r[(i, i)]);
+    let largest = diagonal().fold(0.0, f64::max);
+    // A value that is no number compares to nothing.
+    if !largest.is_finite() || !diagonal().all(|value| value > least * largest) {
         return None;
     }
-    let upper = |m: &DMatrix<f64>| Mat::from_fn(m.nrows(), m.ncols(), |i, j| m[(j, i)]);
-    let r = upper(&lower);
-    Some((r, upper(&lower.try_inverse()?)))
+    let mut inverse = Mat::zeros(r.nrows(), r.ncols());
+    invert_upper_triangular(inverse.as_mut(), r.as_ref(), Par::Seq);
+    Some((r, inverse))
 }
 
 fn householder(z: &Mat<f64>) -> Mat<f64> {

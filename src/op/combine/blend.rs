@@ -12,7 +12,7 @@ use super::method::CombineMethod;
 use crate::error::{Error, Result};
 use crate::exec::{Progress, interrupted, read_factors};
 use crate::kernel::fusion::{Keep, Reading, Tally, key};
-use crate::kernel::{self, Float, Isa, Rounding, Tile, update_tile};
+use crate::kernel::{self, Isa, delta_tile};
 
 /// Values of a tile of one update, about what a cache holds with those of a few others.
 const TILE: usize = 1 << 15;
@@ -36,24 +36,11 @@ impl Update<'_> {
     }
 
     /// Some rows of it.
-    fn values(&self, rows: &Range<usize>, scratch: &mut Scratch, out: &mut Vec<f64>) {
-        let count = rows.len() * self.cols;
-        scratch.zeros.resize(8 * count, 0);
-        scratch.raw.resize(8 * count, 0);
+    fn values(&self, rows: &Range<usize>, out: &mut Vec<f64>) {
         let left = &self.left[rows.start * self.rank..rows.end * self.rank];
         let part = kernel::Part { left, right: &self.right, rank: self.rank, scale: self.scale };
-        let mut tile = Tile {
-            from: Float::F64,
-            to: Float::F64,
-            base: &scratch.zeros[..8 * count],
-            out: &mut scratch.raw[..8 * count],
-            cols: self.cols,
-            keep_nonfinite: true,
-            rounding: Rounding::Nearest,
-        };
-        update_tile(self.isa, &mut tile, &[part]);
-        out.resize(count, 0.0);
-        Float::F64.widen(&scratch.raw[..8 * count], out);
+        out.resize(rows.len() * self.cols, 0.0);
+        delta_tile(self.isa, self.cols, &[part], out);
     }
 }
 
@@ -66,24 +53,18 @@ impl Reading for Update<'_> {
     type Error = Error;
 
     fn each(&self, step: &mut dyn FnMut(u64, &[f64])) -> Result<()> {
-        let (mut scratch, mut values) = (Scratch::default(), Vec::new());
+        let mut values = Vec::new();
         let rows = self.rows();
         for start in (0..rows).step_by(height(self.cols)) {
             if self.progress.cancelled() {
                 return Err(interrupted());
             }
             let tile = start..(start + height(self.cols)).min(rows);
-            self.values(&tile, &mut scratch, &mut values);
+            self.values(&tile, &mut values);
             step((start * self.cols) as u64, &values);
         }
         Ok(())
     }
-}
-
-#[derive(Default)]
-struct Scratch {
-    zeros: Vec<u8>,
-    raw: Vec<u8>,
 }
 
 /// One of the updates of a matrix.
@@ -142,7 +123,6 @@ impl<'p> Blend<'p> {
     /// # Errors
     /// `E-006`, and the first of `step`.
     pub(super) fn each(&self, mut step: impl FnMut(Range<usize>, &[f64]) -> Result<()>) -> Result<()> {
-        let mut scratch = Scratch::default();
         let mut tiles: Vec<Vec<f64>> = vec![Vec::new(); self.members.len()];
         let mut out = Vec::new();
         for start in (0..self.rows).step_by(height(self.cols)) {
@@ -151,16 +131,15 @@ impl<'p> Blend<'p> {
                 if member.update.progress.cancelled() {
                     return Err(interrupted());
                 }
-                member.update.values(&rows, &mut scratch, tile);
+                member.update.values(&rows, tile);
                 for (row, i) in tile.chunks_exact_mut(self.cols).zip(rows.clone()) {
                     member.keep.row(row, (i * self.cols) as u64, 1);
                 }
             }
-            out.clear();
-            let all = || self.members.iter().zip(&tiles);
-            let values = |i: usize| all().map(move |(member, tile)| (tile[i], member.weight * tile[i]));
-            let count = 0..rows.len() * self.cols;
-            out.extend(count.map(|i| self.tally.of(values(i))));
+            out.resize(rows.len() * self.cols, 0.0);
+            let terms: Vec<(f64, &[f64])> =
+                self.members.iter().zip(&tiles).map(|(member, tile)| (member.weight, &tile[..])).collect();
+            self.tally.of(&terms, &mut out);
             step(rows, &out)?;
         }
         Ok(())

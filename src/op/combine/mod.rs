@@ -9,7 +9,9 @@ mod blend;
 mod blended;
 mod compat;
 mod fused;
+mod lineage;
 mod made;
+mod maker;
 mod measure;
 mod method;
 mod mixed;
@@ -24,31 +26,24 @@ mod weights;
 use std::collections::HashSet;
 use std::path::Path;
 
-use serde_json::{Value, json};
-
 use super::digests::{content, verify};
-use super::lineage::name;
-use super::rank::RankRule;
-use super::resize::{ResizeOptions, cut};
 use super::spool::Spool;
 use super::write;
-use crate::adapter::{Adapter, AdapterParts, BaseIdentity, Lineage, LineageInput, Target};
+use crate::adapter::{Adapter, AdapterParts, BaseIdentity, Lineage};
 use crate::error::{Diagnostic, Error, Result};
 use crate::exec::{self, Progress};
 use crate::io::{Overwrite, check_output};
 use crate::op::ConvertTo;
-use crate::op::extract::Split;
 use crate::plan::Weighted;
 use crate::report::{CombineReport, CombinedAdapter, Note};
 use crate::rules;
-use crate::tensor::Dtype;
 
 pub(super) use align::{Sum, align};
 pub use compat::{MajoritySign, PeftCombination, PeftKind};
-use made::{Each, Made, share};
+use made::{Each, share};
+use maker::Maker;
 pub(super) use measure::Pair;
 pub use method::CombineMethod;
-use mixed::Mixed;
 pub use named::MethodNumbers;
 pub use options::{CombineOptions, LayerWeight, PartsPolicy};
 pub(super) use prefix::renamed;
@@ -136,7 +131,7 @@ impl Combination {
             rescalings: mixed.rescalings.clone(),
             replication: all.first().map(|adapter| adapter.replication().to_vec()).unwrap_or_default(),
             base: base.clone(),
-            lineage: history(&all, &order),
+            lineage: lineage::history(&all, &order),
             ..AdapterParts::default()
         };
         let spool = || Spool::new(beside);
@@ -179,7 +174,7 @@ impl Combination {
             losses: Vec::new(),
             warnings: warnings.iter().map(Note::from).collect(),
         };
-        let step = step(adapters, &roots, options);
+        let step = lineage::step(adapters, &roots, options);
         let inputs = all.into_iter().cloned().collect();
         Ok(Combination { adapter: made.adapter, report, base, step, inputs })
     }
@@ -213,118 +208,6 @@ impl Combination {
             losses: written.losses.iter().map(Note::from).collect(),
             ..self.report
         })
-    }
-}
-
-/// What a method works on.
-struct Maker<'m> {
-    /// How many there are.
-    adapters: usize,
-    sums: &'m [Sum],
-    mixed: &'m Mixed,
-    /// The plain sums, in f64.
-    exact: &'m [Target],
-    roots: &'m [String],
-    beside: &'m Path,
-    options: &'m CombineOptions,
-    progress: &'m dyn Progress,
-}
-
-impl Maker<'_> {
-    /// The adapter that is stored; `parts` are those without targets, and `wide` the layout of the plain sums.
-    fn made(&self, parts: AdapterParts, wide: &Layout, spool: &(dyn Fn() -> Result<Spool> + Sync)) -> Result<Made> {
-        let Maker { sums, mixed, exact, roots, beside, options, progress, .. } = *self;
-        if sums.is_empty() {
-            let adapter = Adapter::new(parts, &options.limits)?;
-            return Ok(Made { adapter, each: Vec::new(), warnings: Vec::new() });
-        }
-        match options.method {
-            CombineMethod::Peft(peft) => self.as_peft(compat::settled(peft, self.adapters), parts, wide, spool),
-            CombineMethod::Linear | CombineMethod::Cat => self.summed(parts, wide, exact, options.rank, spool),
-            CombineMethod::Svd => self.summed(parts, wide, exact, Some(options.rank.unwrap_or(self.highest())), spool),
-            CombineMethod::Slerp => {
-                let arc = Layout::with(arc::gains(sums)?);
-                let wanted = wanted::side_by_side(sums, &arc, mixed, beside)?;
-                self.summed(parts, &arc, &wanted, options.rank, spool)?.away_from(exact, options)
-            }
-            method if method.is_by_value() => {
-                let site =
-                    blended::Site { mixed, roots, options, method, rule: options.rank, split: options.split, progress, spool };
-                site.made(sums, parts)?.away_from(exact, options)
-            }
-            _ => {
-                let wanted = fused::wanted(sums, mixed, spool()?, options, progress)?;
-                let rule = options.rank.unwrap_or(RankRule::Fixed(options.limits.rank));
-                self.cut(parts, wanted, (rule, options.split), spool()?)?.away_from(exact, options)
-            }
-        }
-    }
-
-    /// As PEFT does it.
-    fn as_peft(
-        &self,
-        peft: PeftCombination,
-        parts: AdapterParts,
-        wide: &Layout,
-        spool: &(dyn Fn() -> Result<Spool> + Sync),
-    ) -> Result<Made> {
-        let Maker { sums, mixed, exact, roots, options, progress, .. } = *self;
-        let rule = options.rank.unwrap_or(self.highest());
-        match peft.kind {
-            PeftKind::Cat => self.summed(parts, wide, exact, None, spool),
-            // PEFT leaves the singular values to B.
-            PeftKind::Svd => self.cut(parts, exact.to_vec(), (rule, Split::B), spool()?),
-            kind if kind.is_by_factor() => {
-                let factors = compat::Factors { peft, mixed, roots, options, progress };
-                factors.made(sums, parts, spool()?)?.away_from(exact, options)
-            }
-            _ => {
-                let method = CombineMethod::Peft(peft);
-                let site = blended::Site { mixed, roots, options, method, rule: Some(rule), split: Split::B, progress, spool };
-                site.made(sums, parts)?.away_from(exact, options)
-            }
-        }
-    }
-
-    /// The highest rank that one of the adapters has.
-    fn highest(&self) -> RankRule {
-        let ranks = self.sums.iter().flat_map(|sum| &sum.parts).map(|part| part.target.scaling.rank);
-        RankRule::Fixed(ranks.max().unwrap_or(1))
-    }
-
-    /// Factors side by side, as they are or with other ranks.
-    fn summed(
-        &self,
-        parts: AdapterParts,
-        layout: &Layout,
-        wanted: &[Target],
-        rule: Option<RankRule>,
-        spool: &(dyn Fn() -> Result<Spool> + Sync),
-    ) -> Result<Made> {
-        if let Some(rule) = rule {
-            return self.cut(parts, wanted.to_vec(), (rule, self.options.split), spool()?);
-        }
-        let layout = Layout::stored(self.sums, layout, self.options.dtype);
-        let stored = wanted::side_by_side(self.sums, &layout, self.mixed, self.beside)?;
-        let each = made::measured(self.sums, wanted, &stored, &layout, self.options, self.progress)?;
-        let adapter = Adapter::new(AdapterParts { targets: stored, ..parts }, &self.options.limits)?;
-        Ok(Made { adapter, each, warnings: Vec::new() })
-    }
-
-    /// The best updates of other ranks.
-    fn cut(&self, parts: AdapterParts, wanted: Vec<Target>, (rank, split): (RankRule, Split), spool: Spool) -> Result<Made> {
-        let options = self.options;
-        let whole = Adapter::new(AdapterParts { targets: wanted, ..parts }, &options.limits)?;
-        let resize = ResizeOptions {
-            rank,
-            loader: options.loader,
-            split,
-            dtype: Some(options.dtype.unwrap_or(Dtype::F32)),
-            exec: options.exec.clone(),
-            limits: options.limits.clone(),
-            ..Default::default()
-        };
-        Ok(Made::cut(self.sums, cut(&whole, &resize, spool, self.progress)?))
     }
 }
 
@@ -394,48 +277,9 @@ fn repeated(adapters: &[&Adapter], roots: &[String]) -> Vec<Diagnostic> {
     (0..adapters.len()).filter(again).map(of).collect()
 }
 
-/// What all adapters say of their history, each step once.
-fn history(adapters: &[&Adapter], order: &[usize]) -> Vec<Lineage> {
-    let mut steps: Vec<Lineage> = Vec::new();
-    for step in order.iter().flat_map(|place| adapters[*place].lineage()) {
-        if !steps.contains(step) {
-            steps.push(step.clone());
-        }
-    }
-    steps
-}
-
 fn dtypes(adapter: &Adapter) -> String {
     let mut names: Vec<String> = adapter.targets().iter().map(|target| target.a.info().dtype.to_string()).collect();
     names.sort_unstable();
     names.dedup();
     names.join(", ")
-}
-
-/// What stands in the lineage: enough to do it again.
-fn step(adapters: &[Weighted<'_>], roots: &[String], options: &CombineOptions) -> Lineage {
-    let input = |(weighted, root): (&Weighted<'_>, &String)| LineageInput {
-        role: "adapter".into(),
-        dialect: weighted.adapter.dialect().into(),
-        content: root.clone(),
-    };
-    let layer = |layer: &LayerWeight| json!({ "adapter": layer.adapter, "factor": layer.factor, "pattern": layer.pattern });
-    Lineage {
-        op: "combine".to_owned(),
-        tool: format!("loratool {}", env!("CARGO_PKG_VERSION")),
-        inputs: adapters.iter().zip(roots).map(input).collect(),
-        parameters: json!({
-            "dtype": options.dtype.map(|dtype| dtype.to_string()),
-            "for": options.loader.map(|loader| format!("{loader:?}").to_lowercase()),
-            "layers": options.layers.iter().map(layer).collect::<Vec<Value>>(),
-            "method": options.method.described(),
-            "names": adapters.iter().map(|weighted| name(Path::new(weighted.adapter.label()))).collect::<Vec<_>>(),
-            "parts": options.parts.name(),
-            "prefix": options.prefix.as_ref().map(|(from, to)| format!("{from}={to}")),
-            "rank": options.rank.map(RankRule::described),
-            "split": options.split.name(),
-            "weights": adapters.iter().map(|weighted| weighted.weight).collect::<Vec<_>>(),
-        })
-        .to_string(),
-    }
 }

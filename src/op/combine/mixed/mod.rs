@@ -1,6 +1,9 @@
 //! What adapters hold beside low-rank updates: full tensors, rows, multipliers and magnitudes. A sum of them means something only where it
 //! can be told without the base; elsewhere the policy decides, and nothing is dropped. Updates of biases are updates, and add up.
 
+mod choice;
+mod version;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -15,9 +18,7 @@ use crate::op::spool::Spool;
 use crate::report::text::plural;
 use crate::rules;
 use crate::tensor::{Dtype, Shape, TensorInfo, TensorSource};
-
-/// Values that are read and mixed at a time.
-const PIECE: u64 = 1 << 17;
+use version::Version;
 
 /// What stands beside the low-rank updates of the result.
 pub(super) struct Mixed {
@@ -29,54 +30,6 @@ pub(super) struct Mixed {
     pub(super) magnitudes: BTreeMap<String, Factor>,
     /// What the policy decided.
     pub(super) decided: Vec<Diagnostic>,
-}
-
-/// One adapter's version of something.
-#[derive(Clone)]
-struct Version<'a> {
-    /// The adapter's place among those that were given.
-    adapter: usize,
-    weight: f64,
-    factor: &'a Factor,
-    /// The first of its values that count, and how many do.
-    first: u64,
-    count: u64,
-}
-
-impl<'a> Version<'a> {
-    fn whole(adapter: usize, weight: f64, factor: &'a Factor) -> Self {
-        Version { adapter, weight, factor, first: 0, count: factor.info().shape.elements() }
-    }
-
-    fn read(&self, from: u64, count: u64) -> Result<Vec<f64>> {
-        let float = float_of(self.factor.info().dtype).unwrap_or_else(|| unreachable!("adapters hold plain floats only"));
-        let size = float.size() as u64;
-        let mut raw = vec![0; (count * size) as usize];
-        self.factor.read((self.first + from) * size, &mut raw)?;
-        let mut values = vec![0.0f64; count as usize];
-        float.widen(&raw, &mut values);
-        match values.iter().all(|value| value.is_finite()) {
-            true => Ok(values),
-            false => {
-                let message = format!("{:?} holds a value that is not finite", self.factor.name());
-                Err(Error::new(rules::FACTORS_FINITE, message).file(self.factor.source().label()).tensor(self.factor.name()))
-            }
-        }
-    }
-
-    fn equals(&self, other: &Version<'_>) -> Result<bool> {
-        if self.count == self.factor.info().shape.elements() && other.count == other.factor.info().shape.elements() {
-            return self.factor.equals(other.factor);
-        }
-        Ok(self.count == other.count && self.read(0, self.count)? == other.read(0, other.count)?)
-    }
-}
-
-/// What is taken of several versions.
-enum Choice {
-    /// That with this place among them.
-    One(usize),
-    Mean,
 }
 
 /// Where the versions are from, in the order that was given and in that of sums.
@@ -193,13 +146,10 @@ impl<'m> Mixer<'m> {
         for (tensor, all) in all {
             let all = self.weighted(tensor, all.into_iter());
             let Some((_, _, first)) = all.first() else { continue };
-            if let Some((place, ..)) = all.iter().find(|(_, _, it)| (it.axis, it.orientation) != (first.axis, first.orientation))
-            {
-                let message = format!(
-                    "{tensor:?} is multiplied along {:?} here and along {:?} elsewhere",
-                    it_axis(&all, *place),
-                    first.axis
-                );
+            let along = |it: &Rescaling| (it.axis, it.orientation);
+            if let Some((place, _, it)) = all.iter().find(|(_, _, it)| along(it) != along(first)) {
+                let (here, there) = (it.axis, first.axis);
+                let message = format!("{tensor:?} is multiplied along {here:?} here and along {there:?} elsewhere");
                 self.problems
                     .push(Diagnostic::new(rules::ORIENTATION, message).file(self.adapters[*place].label()).tensor(tensor));
                 continue;
@@ -328,111 +278,4 @@ impl<'m> Mixer<'m> {
         }
         Ok(taken)
     }
-
-    /// One of the versions, or their mean; `None` if it is refused.
-    fn mixed(&mut self, what: &'static str, tensor: &str, part: &str, versions: &[Version<'_>]) -> Result<Option<Named>> {
-        match self.choose(what, tensor, versions)? {
-            None => Ok(None),
-            Some(Choice::One(place)) => Ok(versions.get(place).map(|version| Named::Factor(version.factor.clone()))),
-            Some(Choice::Mean) => self.mean(what, tensor, part, versions),
-        }
-    }
-
-    fn mean(&mut self, what: &str, tensor: &str, part: &str, versions: &[Version<'_>]) -> Result<Option<Named>> {
-        let Some(first) = versions.first() else { return Ok(None) };
-        let shape = &first.factor.info().shape;
-        if let Some(other) = versions.iter().find(|version| version.factor.info().shape.elements() != shape.elements()) {
-            let message = format!(
-                "the {what} of {tensor:?} is {} here and {shape} elsewhere: they have no mean",
-                other.factor.info().shape
-            );
-            let diagnostic = Diagnostic::new(rules::SHAPE_FITS, message).file(self.adapters[other.adapter].label());
-            self.problems.push(diagnostic.tensor(tensor).help("give --parts first"));
-            return Ok(None);
-        }
-        if versions.iter().map(|version| version.weight).sum::<f64>() == 0.0 {
-            self.refuse(what, tensor, "the weights of those that have it add up to 0, so that they have no mean");
-            return Ok(None);
-        }
-        let dtype = common_dtype(versions.iter().map(|version| version.factor));
-        let float = float_of(dtype).unwrap_or_else(|| unreachable!("adapters hold plain floats only"));
-        let name = format!("{part} of {tensor}");
-        let place = self.spool.reserve(&name, TensorInfo { dtype, shape: shape.clone() });
-        let total = shape.elements();
-        for from in (0..total).step_by(PIECE as usize) {
-            let values = self.values(&Choice::Mean, versions, from, PIECE.min(total - from))?;
-            let mut raw = vec![0; values.len() * float.size()];
-            float.narrow(&values, &mut raw);
-            self.spool.put(place, from * float.size() as u64, &raw)?;
-        }
-        Ok(Some(Named::Spooled(name)))
-    }
-
-    /// Some values of what was chosen, summed in the order of the adapters.
-    fn values(&self, choice: &Choice, versions: &[Version<'_>], from: u64, count: u64) -> Result<Vec<f64>> {
-        if let Choice::One(place) = choice {
-            return versions.get(*place).map_or(Ok(Vec::new()), |version| version.read(from, count));
-        }
-        let (mut sum, mut weight) = (vec![0.0; count as usize], 0.0);
-        for place in self.order {
-            for version in versions.iter().filter(|version| version.adapter == *place) {
-                weight += version.weight;
-                let values = version.read(from, count)?;
-                sum.iter_mut().zip(values).for_each(|(sum, value)| *sum += version.weight * value);
-            }
-        }
-        sum.iter_mut().for_each(|sum| *sum /= weight);
-        Ok(sum)
-    }
-
-    /// What it has to be, if that is plain; what the policy says otherwise. `None` if it is refused.
-    fn choose(&mut self, what: &'static str, tensor: &str, versions: &[Version<'_>]) -> Result<Option<Choice>> {
-        let total: f64 = versions.iter().map(|version| version.weight).sum();
-        let is_one = (total - 1.0).abs() <= 1e-12;
-        if let [first, rest @ ..] = versions
-            && is_one
-        {
-            let mut same = true;
-            for other in rest {
-                same = same && first.equals(other)?;
-            }
-            if same {
-                return Ok(Some(Choice::One(0)));
-            }
-        }
-        match self.policy {
-            PartsPolicy::Refuse => {
-                let why = match versions {
-                    [one] => {
-                        format!("one adapter has it, with weight {}, and what it adds to the base is not in its file", one.weight)
-                    }
-                    _ if is_one => "the adapters have different ones".to_owned(),
-                    _ => format!("{} adapters have it, with weights that add up to {total}", versions.len()),
-                };
-                self.refuse(what, tensor, &why);
-                return Ok(None);
-            }
-            PartsPolicy::First => *self.decided.entry(what).or_default() += 1,
-            PartsPolicy::Average if total == 0.0 => {
-                self.refuse(what, tensor, "the weights of those that have it add up to 0, so that they have no mean");
-                return Ok(None);
-            }
-            PartsPolicy::Average => {
-                *self.decided.entry(what).or_default() += 1;
-                return Ok(Some(Choice::Mean));
-            }
-        }
-        Ok(Some(Choice::One(0)))
-    }
-
-    fn refuse(&mut self, what: &str, tensor: &str, why: &str) {
-        let message = format!("the {what} of {tensor:?} has no sum: {why}");
-        let help = "give --parts first or --parts average, or take it out of the adapters first";
-        self.problems.push(Diagnostic::new(rules::METHOD_SUPPORTED, message).tensor(tensor).help(help));
-    }
-}
-
-/// What an adapter multiplies along.
-fn it_axis(all: &[(usize, f64, &Rescaling)], place: usize) -> Option<crate::adapter::Axis> {
-    all.iter().find(|(owner, ..)| *owner == place).map(|(_, _, it)| it.axis)
 }

@@ -3,11 +3,11 @@
 use std::path::Path;
 
 use super::align::Sum;
-use super::compat::{PeftCombination, PeftKind};
 use super::made::Made;
 use super::method::CombineMethod;
 use super::mixed::Mixed;
 use super::options::CombineOptions;
+use super::peft::{PeftCombination, PeftKind};
 use super::wanted::Layout;
 use super::{arc, blended, compat, fused, made, wanted};
 use crate::adapter::{Adapter, AdapterParts, Target};

@@ -3,8 +3,8 @@
 
 use serde_json::{Value, json};
 
-use super::compat::PeftCombination;
 use super::named::MethodNumbers;
+use super::peft::PeftCombination;
 use crate::error::{Error, Result};
 use crate::kernel::fusion::{ByValue, Drops, Tally};
 use crate::rules;

@@ -1,7 +1,7 @@
 //! Methods by their names, with the numbers that each takes. A number that a method does not take is a mistake, and not passed over.
 
-use super::compat::{MajoritySign, PeftCombination, PeftKind};
 use super::method::CombineMethod;
+use super::peft::{MajoritySign, PeftCombination, PeftKind};
 use crate::error::{Error, Result};
 use crate::rules;
 

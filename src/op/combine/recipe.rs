@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::compat::MajoritySign;
 use super::method::CombineMethod;
 use super::named::MethodNumbers;
 use super::options::{CombineOptions, LayerWeight, PartsPolicy};
+use super::peft::MajoritySign;
 use crate::error::{Class, Error, Result};
 use crate::io::{Durability, OutputKind, Overwrite, Staging, check_output, parent_of, read_small};
 use crate::loader::Loader;

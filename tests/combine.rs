@@ -194,7 +194,7 @@ fn layers_have_weights_of_their_own() {
         let (wanted, size) = sum(&[(&one, first), (&two, second)], &found.tensor);
         assert!(norm(&(&dense(found) - &wanted)) <= 1e-6 * size, "{}", found.tensor);
     }
-    assert!(report.warnings.iter().any(|w| w.message.starts_with("2 targets with weight 0")), "{:?}", report.warnings);
+    assert!(report.warnings.iter().any(|w| w.message.starts_with("2 tensors with weight 0")), "{:?}", report.warnings);
     let unused = with(|o| o.layers = vec![layer(None, "layers.7.*", 0.5)]);
     assert_eq!(refused(&[(&one, 1.0)], &unused)[0].0, "U-001");
 }

@@ -2,9 +2,13 @@
 
 mod common;
 
-use common::updates::{adapter, combined, dense, memory, norm, wave};
+use common::fixture;
+use common::updates::{adapter, combined, dense, memory, norm, raw, wave};
 use faer::Mat;
-use loratool::{Adapter, CombineMethod, CombineOptions, RankRule, Weighted, combine};
+use loratool::{
+    Adapter, CombineMethod, CombineOptions, Factor, OpenOptions, Orientation, RankRule, Target, Weighted, combine,
+    open_adapter_with,
+};
 
 fn with(method: CombineMethod) -> CombineOptions {
     let mut options = CombineOptions::default();
@@ -242,4 +246,52 @@ fn numbers_that_mean_nothing_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let error = combine(&weighted, &folder.path().join("out"), &with(CombineMethod::Slerp), &()).unwrap_err();
     assert!(error.diagnostics()[0].message().contains("between two updates"));
+}
+
+/// The updates of all experts of a stack, by its factors (E, rank, in) and (E, out, rank).
+fn experts(target: &Target) -> Vec<Mat<f64>> {
+    let values = |factor: &Factor| raw(factor).as_chunks::<4>().0.iter().map(|x| f64::from(f32::from_le_bytes(*x))).collect();
+    let (a, b): (Vec<f64>, Vec<f64>) = (values(&target.a), values(&target.b));
+    let ((out, inner), rank) = (target.out_in(), target.scaling.rank as usize);
+    let (out, inner) = (out as usize, inner as usize);
+    let scale = target.scaling.effective();
+    let one = |e: usize| {
+        let (a, b) = (&a[e * rank * inner..], &b[e * out * rank..]);
+        Mat::from_fn(out, inner, |i, j| scale * (0..rank).map(|k| b[i * rank + k] * a[k * inner + j]).sum::<f64>())
+    };
+    (0..target.experts().unwrap() as usize).map(one).collect()
+}
+
+/// Each matrix of a stack is combined by itself.
+#[test]
+fn every_expert_keeps_its_own_largest_values() {
+    for name in ["experts-qwen3", "experts-square", "experts-mixtral"] {
+        let folder = tempfile::tempdir().unwrap();
+        let mut open = OpenOptions::default();
+        open.expert_axes = Some(Orientation::OutIn);
+        let one = open_adapter_with(fixture("kinds").join(name).join("adapter-f32"), &open).unwrap();
+        for method in [CombineMethod::Ties { density: 0.3 }, CombineMethod::Tsv, CombineMethod::IsoC] {
+            let mut options = with(method);
+            options.rank = Some(RankRule::Fixed(128));
+            options.to = loratool::ConvertTo::Container;
+            let out = folder.path().join(format!("{}.safetensors", method.name()));
+            combine(&[Weighted { adapter: &one, weight: 0.7 }], &out, &options, &()).unwrap();
+            let again = open_adapter_with(&out, &open).unwrap();
+            let stacks = again.targets().iter().zip(one.targets()).filter(|(_, was)| was.experts().is_some());
+            let mut count = 0;
+            for (found, was) in stacks {
+                for (found, was) in experts(found).iter().zip(experts(was)) {
+                    let part = [faer::Scale(0.7) * &was];
+                    let wanted = match method {
+                        CombineMethod::Ties { density } => ties(&part, density),
+                        CombineMethod::Tsv => tsv(&part),
+                        _ => iso_c(&part),
+                    };
+                    assert!(norm(&(found - &wanted)) <= 1e-6 * norm(&wanted), "{name} {}", method.name());
+                    count += 1;
+                }
+            }
+            assert!(count > 1, "{name}");
+        }
+    }
 }

@@ -18,7 +18,7 @@ use crate::report::{
 };
 use crate::{
     Adapter, BindOptions, Binding, Checkpoint, Combination, ConvertOptions, Error, ExecOptions, OpenOptions, Plan, Recipe,
-    RecipeAdapter, Result, TensorSource, Weighted, bake, check_loaders, compare, convert, dry_run, dry_run_each,
+    RecipeAdapter, Result, StagedRecipe, TensorSource, Weighted, bake, check_loaders, compare, convert, dry_run, dry_run_each,
     dry_run_in_place, extract, inspect_adapter, inspect_checkpoint, merge, merge_each, merge_in_place, open_adapter_with,
     open_checkpoint_with, recompute_residual, recover, resize, rules, spectrum, unmerge_by_log, unmerge_by_subtraction,
     validate_adapter, validate_checkpoint, verify, verify_digests,
@@ -301,7 +301,8 @@ fn run_combine(job: &CombineJob, signals: &Signals, style: Style) -> Result<Comb
     let show_progress = style.shows_progress();
     let beside = job.output.as_deref().unwrap_or(Path::new("combination"));
     let options = &job.options;
-    job.save_recipe.as_ref().map(|path| Recipe::check_output(path, options.overwrite)).transpose()?;
+    let paths: Vec<&Path> = job.adapters.iter().map(|(path, _)| path.as_path()).collect();
+    job.save_recipe.as_ref().map(|path| Recipe::check_output(path, &paths, beside, options.overwrite)).transpose()?;
     job.output.as_ref().map(|output| Combination::check_output(&adapters, output, options)).transpose()?;
     let watch = Watch::start(signals, "summing", 0, show_progress);
     let combination = Combination::new(&adapters, beside, options, &watch)?;
@@ -310,18 +311,24 @@ fn run_combine(job: &CombineJob, signals: &Signals, style: Style) -> Result<Comb
     if !style.json && !style.quiet && combination.report().error > 0.0 {
         output::eprint(&render::before_writing(combination.report()));
     }
+    // Whatever can fail of the recipe has to fail before the output is there.
+    let recipe = job.save_recipe.as_ref().map(|path| recipe(job, combination.report()).stage(path, options.overwrite));
+    let recipe = recipe.transpose()?;
     let watch = Watch::start(signals, "writing", 0, show_progress);
     let report = combination.write(output, options.to, options.overwrite, &watch)?;
-    if let Some(path) = &job.save_recipe {
-        let kept = |(combined, (path, weight)): (&CombinedAdapter, &(PathBuf, f64))| {
-            // From where the recipe lies the path is found again only if it is whole.
-            let path = path.canonicalize().unwrap_or_else(|_| path.clone());
-            RecipeAdapter { path, weight: *weight, content: Some(combined.content.clone()) }
-        };
-        let kept = report.adapters.iter().zip(&job.adapters).map(kept).collect();
-        Recipe { adapters: kept, options: options.clone() }.write(path, options.overwrite)?;
-    }
+    recipe.map(StagedRecipe::publish).transpose()?;
     Ok(report)
+}
+
+/// What was combined, as it can be done again.
+fn recipe(job: &CombineJob, report: &CombineReport) -> Recipe {
+    let kept = |(combined, (path, weight)): (&CombinedAdapter, &(PathBuf, f64))| {
+        // From where the recipe lies the path is found again only if it is whole.
+        let path = path.canonicalize().unwrap_or_else(|_| path.clone());
+        let (content, scaling) = (Some(combined.content.clone()), Some(combined.scaling.clone()));
+        RecipeAdapter { path, weight: *weight, content, scaling }
+    };
+    Recipe { adapters: report.adapters.iter().zip(&job.adapters).map(kept).collect(), options: job.options.clone() }
 }
 
 fn run_compare(job: &CompareJob, signals: &Signals, show_progress: bool) -> Result<Compared> {

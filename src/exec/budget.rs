@@ -8,6 +8,7 @@ use super::run::ExecOptions;
 use super::tasks::{rank, size_of_value, tiles};
 use crate::error::{Error, Result};
 use crate::io::most_threads;
+use crate::kernel::fusion::CANDIDATES;
 use crate::plan::{Change, Plan, Quantised, Role};
 use crate::rules;
 
@@ -47,9 +48,9 @@ pub(crate) fn memory(plans: &[&Plan<'_>], options: &ExecOptions, needs: Needs) -
         let panels: u64 = change.contributions.iter().map(|c| 3 * 8 * c.rank * (rows + cols)).sum();
         // As stored, which is 8 bytes at most, and twice as F64.
         let base = if is_widened(plan, change) { 24 } else { size_of_value(change) };
-        // Two sums, a product as values and as bytes, and zeros.
-        let base = if change.is_scaled() { base + 40 } else { base };
-        rows * cols * (base + size_of_value(change)) + panels
+        let base = base + of_scaled(change);
+        let held = if change.mixing.is_some() { CANDIDATES } else { 0 };
+        rows * cols * (base + size_of_value(change)) + panels + held
     };
     let most = plans.iter().flat_map(|plan| plan.changes().map(|change| of(plan, change))).max();
     threads * (most.unwrap_or(0).max(tile) + needs.held)
@@ -65,7 +66,17 @@ fn of_quantised(change: &Change<'_>, how: &Quantised<'_>, rows: u64, cols: u64) 
     // For the one scale of a weight, a thread reads all of it in strips.
     let strip = if how.is_one() { how.shape.1.max(STRIP / 8).min(how.shape.0 * how.shape.1) } else { 0 };
     let tile = if how.is_one() && change.is_of_scales() { 0 } else { rows * cols };
-    (tile + strip) * (3 + 24 + 40) + panels
+    (tile + strip) * (3 + 24 + 16 + of_scaled(weight)) + panels
+}
+
+/// Bytes for each value of a change whose sums are multiplied, or made by a method of all updates: the sum and an update, and of a method
+/// all updates at once.
+fn of_scaled(change: &Change<'_>) -> u64 {
+    match &change.mixing {
+        Some(_) => 8 * (2 + change.contributions.len() as u64),
+        None if change.is_scaled() => 16,
+        None => 0,
+    }
 }
 
 /// Tiles are not made smaller than this to save memory: the factors' panels then take more than they do.

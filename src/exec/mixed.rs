@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use super::block::{in_slice, rows_cols};
+use super::load::check_update;
 use super::scaled::{Buffers, product};
 use crate::error::{Error, Result};
 use crate::kernel::Isa;
@@ -18,7 +19,7 @@ const STRIP: u64 = 1 << 15;
 /// The updates of a block as one, added to `base`, into `buffers.sum`.
 ///
 /// # Errors
-/// `A-008`, `E-001`, `E-004`.
+/// `A-008`, `A-031`, `E-001`, `E-004`.
 pub(super) fn sums(
     isa: Isa,
     change: &Change<'_>,
@@ -33,6 +34,7 @@ pub(super) fn sums(
     let mut blocks = Vec::with_capacity(change.contributions.len());
     for (i, contribution) in change.contributions.iter().enumerate() {
         product(isa, change, contribution, rows, cols, buffers)?;
+        check_update(&buffers.delta, &change.name)?;
         let mut block = std::mem::take(&mut buffers.delta);
         let keep = keeps.get(slice.index as usize).and_then(|keeps| keeps.get(i)).copied().unwrap_or(Keep::All);
         let lay = Lay::of(change, contribution);
@@ -41,7 +43,14 @@ pub(super) fn sums(
         }
         blocks.push(block);
     }
-    let terms: Vec<(f64, &[f64])> = blocks.iter().map(|block| (1.0, &block[..])).collect();
+    // In an order of their own, whatever the one is that they were given in.
+    let mut order: Vec<usize> = (0..blocks.len()).collect();
+    let key = |i: usize| {
+        let contribution = &change.contributions[i];
+        (mixing.roots.get(contribution.adapter), contribution.scale.to_bits())
+    };
+    order.sort_by(|x, y| key(*x).cmp(&key(*y)));
+    let terms: Vec<(f64, &[f64])> = order.iter().map(|i| (1.0, &blocks[*i][..])).collect();
     buffers.sum.resize(base.len(), 0.0);
     mixing.method.tally.of(&terms, &mut buffers.sum);
     // Where nothing is added, the value keeps the sign of a zero.
@@ -116,6 +125,7 @@ impl Reading for Update<'_, '_> {
             for start in (0..high).step_by(strip as usize) {
                 let rows = self.rows.start + start..self.rows.start + (start + strip).min(high);
                 product(self.isa, self.change, self.contribution, &rows, &(0..self.cols), &mut buffers)?;
+                check_update(&buffers.delta, &self.change.name)?;
                 step(start * self.cols, &buffers.delta);
             }
             return Ok(());
@@ -125,6 +135,7 @@ impl Reading for Update<'_, '_> {
         for start in (0..self.cols).step_by(strip as usize) {
             let cols = start..(start + strip).min(self.cols);
             product(self.isa, self.change, self.contribution, &self.rows, &cols, &mut buffers)?;
+            check_update(&buffers.delta, &self.change.name)?;
             let width = (cols.end - cols.start) as usize;
             turned.clear();
             turned.extend((0..width).flat_map(|j| buffers.delta.iter().skip(j).step_by(width)).copied());

@@ -68,7 +68,12 @@ pub(super) fn understand<'a>(
     let plan = Plan::with_output(base, adapters, &options.bind, &options.output, &options.limits)?;
     let record = Record::of(base)?;
     let entries = match entries {
-        Some(entries) => entries,
+        Some(entries) => {
+            if !options.allow_repeat {
+                record.refuse_parts_again(&entries)?;
+            }
+            entries
+        }
         None => {
             let entries = lineage::entries(adapters)?;
             if !options.allow_repeat {
@@ -103,6 +108,7 @@ pub(super) fn understand<'a>(
         memory: 0,
         survived: None,
         untied: plan.untied,
+        method: options.method.name(),
         rounding: lineage::name_of(options.output.rounding),
         converted: None,
         content: None,
@@ -128,7 +134,7 @@ pub(super) fn check_repeats(adapters: &[Weighted<'_>]) -> Result<()> {
     if adapters.len() < 2 { Ok(()) } else { refuse_repeats(adapters, &lineage::entries(adapters)?) }
 }
 
-fn refuse_repeats(adapters: &[Weighted<'_>], entries: &[Merged]) -> Result<()> {
+pub(super) fn refuse_repeats(adapters: &[Weighted<'_>], entries: &[Merged]) -> Result<()> {
     let mut seen: HashMap<&str, &str> = HashMap::new();
     for (weighted, entry) in adapters.iter().zip(entries) {
         let label = weighted.adapter.label();

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::digests::content;
 use super::merge::MergeOptions;
@@ -31,6 +32,27 @@ pub(crate) struct Merged {
     /// The content root of its tensors.
     pub(crate) content: String,
     pub(crate) weight: f64,
+    /// What it was made of, if it was made for this merge by a method other than the sum.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) by: Option<Made>,
+}
+
+/// What a method made of several adapters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Made {
+    /// Its name and numbers.
+    pub(crate) method: Value,
+    pub(crate) of: Vec<Merged>,
+}
+
+impl Merged {
+    /// With what weight an adapter is in it.
+    fn weight_of(&self, content: &str) -> f64 {
+        let own = if self.content == content { self.weight } else { 0.0 };
+        let parts = self.by.iter().flat_map(|by| &by.of).map(|part| self.weight * part.weight_of(content));
+        own + parts.sum::<f64>()
+    }
 }
 
 /// One merge, or one unmerging: what went in, how, and the counts.
@@ -188,7 +210,7 @@ pub(super) fn entries(adapters: &[Weighted<'_>]) -> Result<Vec<Merged>> {
             Some(content) => content.clone(),
             None => content(weighted.adapter, || Ok(()))?.finish(),
         };
-        Ok(Merged { adapter: name(Path::new(weighted.adapter.label())), content, weight: weighted.weight })
+        Ok(Merged { adapter: name(Path::new(weighted.adapter.label())), content, weight: weighted.weight, by: None })
     };
     adapters.iter().map(entry).collect()
 }
@@ -220,6 +242,11 @@ impl Record {
     pub(super) fn refuse_again(&self, adapters: &[Weighted<'_>], entries: &[Merged]) -> Result<()> {
         for (weighted, entry) in adapters.iter().zip(entries) {
             let present = self.weight_of(&entry.content);
+            if entry.weight < 0.0 && self.is_mixed(&entry.content) {
+                let message = "the adapter is in the base as a part of what a method made of several, and subtracting it leaves another rest";
+                let help = "take all of it out by the undo log of that merge, or get the base again";
+                return Err(Error::new(rules::ADAPTER_ONCE, message).file(weighted.adapter.label()).help(help));
+            }
             if present * entry.weight > 0.0 {
                 let (what, more) = match entry.weight > 0.0 {
                     true => (
@@ -234,6 +261,28 @@ impl Record {
                 let message = format!("the adapter {what}, with weight {present}, by the record of its merges");
                 let help = format!("{RECORD} names it; {more}");
                 return Err(Error::new(rules::ADAPTER_ONCE, message).file(weighted.adapter.label()).help(help));
+            }
+        }
+        Ok(())
+    }
+
+    /// Did a method make something of it that is in the checkpoint?
+    fn is_mixed(&self, content: &str) -> bool {
+        let made = self.merges.iter().flat_map(|step| &step.adapters).filter_map(|merged| merged.by.as_ref());
+        made.flat_map(|made| &made.of).any(|part| part.content == content)
+    }
+
+    /// Refuses what a method was made of, if that is in the checkpoint already.
+    ///
+    /// # Errors
+    /// `A-032`.
+    pub(super) fn refuse_parts_again(&self, entries: &[Merged]) -> Result<()> {
+        for part in entries.iter().filter_map(|entry| entry.by.as_ref()).flat_map(|by| &by.of) {
+            let present = self.weight_of(&part.content);
+            if present * part.weight > 0.0 {
+                let message = format!("the adapter is in the base already, with weight {present}, by the record of its merges");
+                let help = format!("{RECORD} names it; to apply more of it, pass --allow-repeat");
+                return Err(Error::new(rules::ADAPTER_ONCE, message).file(&part.adapter).help(help));
             }
         }
         Ok(())
@@ -265,7 +314,7 @@ impl Record {
 
     fn weight_of(&self, content: &str) -> f64 {
         let all = self.merges.iter().flat_map(|step| &step.adapters);
-        all.filter(|merged| merged.content == content).map(|merged| merged.weight).sum()
+        all.map(|merged| merged.weight_of(content)).sum()
     }
 
     /// The text of the record with `step` added, and these digests of the result; empty if nothing is left in the checkpoint.

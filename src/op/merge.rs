@@ -142,7 +142,7 @@ struct Job<'a> {
     within: PathBuf,
 }
 
-fn output_kind(base: &Checkpoint) -> OutputKind {
+pub(super) fn output_kind(base: &Checkpoint) -> OutputKind {
     if base.is_folder() { OutputKind::Folder } else { OutputKind::File }
 }
 

@@ -38,7 +38,7 @@ mod write;
 pub use bake::{BakeOptions, bake};
 pub use combine::{
     Combination, CombineMethod, CombineOptions, LayerWeight, MajoritySign, MethodNumbers, PartsPolicy, PeftCombination, PeftKind,
-    Recipe, RecipeAdapter, combine,
+    Recipe, RecipeAdapter, StagedRecipe, Stated, combine,
 };
 pub use compare::{CompareOptions, compare};
 pub use convert::{ConvertOptions, ConvertTo, convert};

@@ -42,6 +42,7 @@ pub fn unmerge_by_log(
         adapter: adapter.clone(),
         content: content.clone(),
         weight: -weight,
+        by: None,
     };
     let entries = Some(opened.merged().iter().map(undone).collect());
     let done = carry_out(merged, &[Weighted::full(&adapter)], entries, output, options, progress)?;

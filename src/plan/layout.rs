@@ -434,7 +434,8 @@ impl<'a> Plan<'a> {
         if self.output.rounding != Rounding::Nearest
             && let Some(change) = self.changes().find(|change| change.is_scaled() || !change.patches.is_empty())
         {
-            let message = format!("{:?} is multiplied, or has rows replaced, and is rounded to nearest only", change.name);
+            let what = if change.mixing.is_some() { "is changed by a method" } else { "is multiplied, or has rows replaced" };
+            let message = format!("{:?} {what}, and is rounded to nearest only", change.name);
             return Err(Error::new(rules::ARGUMENT, message).tensor(&change.name).help("leave out --rounding"));
         }
         if self.output.rounding != Rounding::Nearest

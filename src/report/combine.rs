@@ -53,6 +53,8 @@ pub struct CombinedAdapter {
     pub targets: u64,
     /// The content root of its tensors.
     pub content: String,
+    /// SHA-256 of what its tensors do not say: which tensors of the base they change, as what, and with which scales.
+    pub scaling: String,
 }
 
 /// One low-rank update.

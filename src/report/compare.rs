@@ -12,7 +12,7 @@ pub struct CompareReport {
     pub adapters: [String; 2],
     /// In a sentence or two: what to expect of their sum.
     pub verdict: String,
-    /// `disjoint`, `same`, `redundant`, `aligned`, `unrelated`, `conflicting` or `opposite`, by the cosine: docs/combine.md.
+    /// `disjoint`, `zero`, `same`, `redundant`, `aligned`, `unrelated`, `conflicting` or `opposite`, by the cosine: docs/json.md.
     pub relation: &'static str,
     /// Over all tensors that both update.
     pub together: Overlap,

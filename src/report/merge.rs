@@ -40,6 +40,8 @@ pub struct MergeReport {
     pub survived: Option<f64>,
     /// `config.json` was changed to say that embeddings are not tied.
     pub untied: bool,
+    /// How several adapters became one update: `linear` is their sum.
+    pub method: &'static str,
     /// How values were rounded: `nearest`, `peft`, `peft-safe`, or `stochastic` with its seed.
     pub rounding: String,
     /// What it cost to give all floats one dtype. `None` in a dry run, or if that was not asked for.

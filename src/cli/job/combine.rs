@@ -9,7 +9,7 @@ use super::rank::rule;
 use super::{open, overwrite, prefix, weighted};
 use crate::{
     CombineMethod, CombineOptions, Error, ExecOptions, LayerWeight, MajoritySign, MethodNumbers, OpenOptions, PartsPolicy,
-    ReadMode, Recipe, Result, rules,
+    ReadMode, Recipe, RecipeAdapter, Result, rules,
 };
 
 #[derive(Debug)]
@@ -29,7 +29,7 @@ pub(super) fn combine(args: CombineArgs) -> Result<CombineJob> {
     if let Some(recipe) = &args.recipe {
         let Recipe { adapters, options } = Recipe::read(recipe)?;
         let options = CombineOptions {
-            contents: adapters.iter().map(|adapter| adapter.content.clone()).collect(),
+            stated: adapters.iter().map(RecipeAdapter::stated).collect(),
             to: by_name(args.to, &output),
             overwrite: overwrite(args.overwrite),
             exec: ExecOptions { threads: args.threads, ..Default::default() },

@@ -30,6 +30,9 @@ pub(super) fn text(report: &MergeReport) -> String {
     if !report.resumed.is_empty() {
         line(&mut text, "resumed", &names(report.resumed.iter().map(String::clone)));
     }
+    if report.method != "linear" {
+        line(&mut text, "method", report.method);
+    }
     if report.rounding != "nearest" {
         line(&mut text, "rounding", &report.rounding);
     }

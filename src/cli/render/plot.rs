@@ -52,7 +52,8 @@ pub(super) fn onto_file(path: &Path, size: (u32, u32), picture: &impl Picture) -
     };
     written.map_err(|why| {
         let _ = std::fs::remove_file(path);
-        Error::new(rules::WRITE, format!("the picture cannot be written: {why}")).file(path)
+        let message = format!("the picture cannot be written: {why}");
+        Error::new(rules::WRITE, message).file(path).help("check that its folder exists, and that there is room")
     })
 }
 

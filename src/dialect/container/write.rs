@@ -161,8 +161,8 @@ fn entry<'a>(
     let undeclared = || {
         let message = format!("the orientation of {:?} is not declared, and a container states it", target.tensor);
         let help = match target.kind {
-            Kind::Experts(_) => "give the base with --base, or pass --expert-axes",
-            _ => "give the base with --base, or pass --fan-in-fan-out",
+            Kind::Experts(_) => "pass --expert-axes, or settle it by the base: loratool convert --base BASE",
+            _ => "pass --fan-in-fan-out, or settle it by the base: loratool convert --base BASE",
         };
         Error::new(rules::ORIENTATION, message).tensor(&target.tensor).help(help)
     };

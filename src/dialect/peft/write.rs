@@ -124,7 +124,9 @@ fn unwritten(adapter: &Adapter) -> Result<()> {
     let refuse = |message: String, tensor: &str| Err(Error::new(rules::CONFIG_METHOD, message).tensor(tensor));
     if let Some(target) = adapter.targets().iter().find(|target| matches!(target.kind, Kind::Flat | Kind::Shared(_))) {
         let message = format!("the kind of layer of {:?} is the base's, and PEFT's tensors depend on it", target.tensor);
-        return Err(Error::new(rules::CONFIG_METHOD, message).tensor(&target.tensor).help("give the base with --base"));
+        return Err(Error::new(rules::CONFIG_METHOD, message)
+            .tensor(&target.tensor)
+            .help("settle it by the base: loratool convert --base BASE"));
     }
     if let Some(rescaling) = adapter.rescalings().first() {
         let message = format!("{:?} is multiplied beside other changes, and PEFT has no method that does both", rescaling.tensor);
@@ -188,9 +190,8 @@ fn compose(adapter: &Adapter, origin: Option<&str>) -> Result<(String, Vec<Diagn
     fields.insert("target_modules", if nothing { json!(NO_TARGETS) } else { json!(names(&wrapped)) });
     if !parameters.is_empty() {
         fields.insert("target_parameters", json!(names(&parameters)));
-        // Which of two layouts a stack of squares has, the version tells.
         let version = origin.as_ref().and_then(|origin| origin.get("peft_version")).cloned();
-        fields.insert("peft_version", version.unwrap_or(json!("0.19.1")));
+        fields.insert("peft_version", version.map_or_else(|| layout(&parameters), Ok)?);
     }
     let tokens: BTreeMap<&str, &Vec<u64>> =
         adapter.rows().iter().map(|r| (r.tensor.strip_suffix(".weight").unwrap_or(&r.tensor), &r.rows)).collect();
@@ -205,6 +206,24 @@ fn compose(adapter: &Adapter, origin: Option<&str>) -> Result<(String, Vec<Diagn
         losses.push(Diagnostic::new(rules::CONFIG_METHOD, message));
     }
     Ok((render(&json!(fields)), losses))
+}
+
+/// The version of PEFT that lays stacks of experts out as these are. Of a stack of squares nothing else tells: before 0.19 PEFT took all of
+/// them for (E, in, out), and since 0.19.1 as the model has them.
+///
+/// # Errors
+/// `P-006` if there are both.
+fn layout(parameters: &[(&Target, &&str)]) -> Result<Value> {
+    let stacks = || parameters.iter().map(|(target, _)| *target).filter(|target| matches!(target.kind, Kind::Experts(_)));
+    let is_old = |target: &&Target| target.kind == Kind::Experts(Orientation::InOut);
+    match (stacks().find(is_old), stacks().find(|target| !is_old(target))) {
+        (Some(old), Some(_)) => {
+            let message = format!("{:?} is (E, in, out) and other stacks are not, and no version of PEFT has both", old.tensor);
+            Err(Error::new(rules::CONFIG_METHOD, message).tensor(&old.tensor).help("write a container"))
+        }
+        (Some(_), None) => Ok(json!("0.18.0")),
+        _ => Ok(json!("0.19.1")),
+    }
 }
 
 /// The text as Python's `json.dumps(indent=2)` writes it: ASCII, because PEFT opens the file in the encoding of the system.

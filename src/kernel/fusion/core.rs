@@ -43,13 +43,18 @@ pub(super) struct Svd {
 impl Svd {
     /// `None` if none was found.
     pub(super) fn of(matrix: MatRef<'_, f64>) -> Option<Svd> {
+        Svd::of_size(matrix, 0.0)
+    }
+
+    /// Of a matrix that is a sum of terms of this size, which may cancel. `None` if none was found.
+    fn of_size(matrix: MatRef<'_, f64>, size: f64) -> Option<Svd> {
         let svd = matrix.thin_svd().ok()?;
         let all: Vec<f64> = (0..svd.S().dim()).map(|i| svd.S()[i]).collect();
         let largest = all.first().copied().unwrap_or(0.0);
         if !largest.is_finite() {
             return None;
         }
-        let s: Vec<f64> = all.into_iter().take_while(|value| *value > RESOLUTION * largest && *value > 0.0).collect();
+        let s: Vec<f64> = all.into_iter().take_while(|value| *value > RESOLUTION * largest.max(size)).collect();
         Some(Svd { u: svd.U().subcols(0, s.len()).to_owned(), v: svd.V().subcols(0, s.len()).to_owned(), s })
     }
 }
@@ -106,7 +111,8 @@ fn beside<'m>(rows: usize, parts: impl Iterator<Item = &'m Mat<f64>> + Clone) ->
 /// `None` if no decomposition was found.
 pub(crate) fn iso_c(terms: &[Term<'_>]) -> Option<Product> {
     let shared = Shared::of(terms);
-    let svd = Svd::of(shared.sum().as_ref())?;
+    let size = shared.cores.iter().map(Mat::norm_l2).sum();
+    let svd = Svd::of_size(shared.sum().as_ref(), size)?;
     let mean = svd.s.iter().sum::<f64>() / svd.s.len().max(1) as f64;
     Some(shared.product(&scaled(&svd.u, |_| mean), &svd.v))
 }

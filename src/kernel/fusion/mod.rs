@@ -12,5 +12,5 @@ mod value;
 pub(crate) use core::{Product, Term, core_space, iso_c, knots, tsv};
 pub(crate) use prune::Keep;
 pub(crate) use relation::{Relation, relation};
-pub(crate) use select::Reading;
+pub(crate) use select::{CANDIDATES, Reading};
 pub(crate) use value::{ByValue, Drops, Tally, key};

@@ -5,6 +5,8 @@ use super::ties::Cut;
 
 /// Candidates that are held at most.
 const HELD: u64 = 1 << 20;
+/// Bytes that they take.
+pub(crate) const CANDIDATES: u64 = HELD * 16;
 /// Bits of |x| as f64, without the sign.
 const BITS: u32 = 63;
 

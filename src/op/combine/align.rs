@@ -139,6 +139,17 @@ fn apart(adapters: &[&Adapter]) -> Option<Diagnostic> {
 fn of_both(sum: &Sum, other: &Target) -> Result<Kind, Diagnostic> {
     let one = sum.kind;
     let refuse = |rule, message: String| Err(Diagnostic::new(rule, message).tensor(&other.tensor));
+    let (out, inner) = other.out_in();
+    if let (Kind::Experts(one), Kind::Experts(two)) = (one, other.kind)
+        && one != two
+        && out == inner
+    {
+        let message = format!(
+            "which way round the square experts of {:?} lie, the adapters do not say in one way: say it of all with --expert-axes",
+            other.tensor
+        );
+        return Err(Diagnostic::new(rules::ORIENTATION, message).tensor(&other.tensor));
+    }
     let Some(kind) = kind(one, other.kind) else {
         let message =
             format!("{:?} is updated as {} by one adapter, and as {} by another", other.tensor, named(one), named(other.kind));
@@ -209,11 +220,14 @@ pub(super) fn counts(adapters: usize, sums: &[Sum]) -> Vec<u64> {
 /// Targets that nothing is added to, because their weights are zero.
 pub(super) fn left_out(adapters: &[&Adapter], counts: &[u64], weights: &Weights<'_>) -> Vec<Diagnostic> {
     let of = |(place, adapter): (usize, &&Adapter)| {
-        let count = adapter.targets().len() as u64 - counts[place];
+        let whole = adapter.replacements().iter().map(|it| &it.tensor).chain(adapter.rows().iter().map(|it| &it.tensor));
+        let beside = whole.chain(adapter.rescalings().iter().map(|it| &it.tensor));
+        let beside = beside.filter(|tensor| weights.of(place, tensor) == 0.0).count() as u64;
+        let count = adapter.targets().len() as u64 - counts[place] + beside;
         let message = match (count, weights.whole(place)) {
             (0, weight) if weight != 0.0 => return None,
             (_, 0.0) => "its weight is 0, so that it adds nothing".to_owned(),
-            (count, _) => format!("{} with weight 0: what it has for them is not added", plural(count, "target")),
+            (count, _) => format!("{} with weight 0: what it has for them is not added", plural(count, "tensor")),
         };
         Some(Diagnostic::new(rules::ADAPTER_NOT_EMPTY, message).file(adapter.label()).help("leave it out if that is meant"))
     };

@@ -19,7 +19,9 @@ pub(super) fn gains(sums: &[Sum]) -> Result<Vec<Vec<f64>>> {
 
 fn one(sum: &Sum) -> Result<Vec<f64>> {
     let plain: Vec<f64> = sum.parts.iter().map(super::align::Part::scale).collect();
-    let refuse = |message: &str| Err(Error::new(rules::ARGUMENT, message).help("give two adapters, such as A:0.7 B:0.3"));
+    let refuse = |message: &str| {
+        Err(Error::new(rules::ARGUMENT, message).tensor(&sum.tensor).help("give two adapters, such as A:0.7 B:0.3"))
+    };
     if sum.parts.iter().any(|part| part.weight < 0.0) {
         return refuse("an arc between two updates has no weights below 0");
     }

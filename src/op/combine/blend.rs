@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::align::{Part, Sum};
 use super::method::CombineMethod;
 use crate::error::{Error, Result};
-use crate::exec::{Progress, interrupted, read_factors};
+use crate::exec::{Progress, check_update, interrupted, read_factors};
 use crate::kernel::fusion::{Keep, Reading, Tally, key};
 use crate::kernel::{self, Isa, delta_tile};
 
@@ -26,6 +26,7 @@ struct Update<'p> {
     rank: usize,
     scale: f64,
     cols: usize,
+    tensor: &'p str,
     isa: Isa,
     progress: &'p dyn Progress,
 }
@@ -36,11 +37,15 @@ impl Update<'_> {
     }
 
     /// Some rows of it.
-    fn values(&self, rows: &Range<usize>, out: &mut Vec<f64>) {
+    ///
+    /// # Errors
+    /// `A-031`.
+    fn values(&self, rows: &Range<usize>, out: &mut Vec<f64>) -> Result<()> {
         let left = &self.left[rows.start * self.rank..rows.end * self.rank];
         let part = kernel::Part { left, right: &self.right, rank: self.rank, scale: self.scale };
         out.resize(rows.len() * self.cols, 0.0);
         delta_tile(self.isa, self.cols, &[part], out);
+        check_update(out, self.tensor)
     }
 }
 
@@ -60,7 +65,7 @@ impl Reading for Update<'_> {
                 return Err(interrupted());
             }
             let tile = start..(start + height(self.cols)).min(rows);
-            self.values(&tile, &mut values);
+            self.values(&tile, &mut values)?;
             step((start * self.cols) as u64, &values);
         }
         Ok(())
@@ -87,9 +92,9 @@ impl<'p> Blend<'p> {
     /// Reads the factors, and finds out what is kept of each update. `roots` are the content roots of the adapters.
     ///
     /// # Errors
-    /// `A-008`, `E-001`, `E-004`, `E-006`.
+    /// `A-008`, `A-031`, `E-001`, `E-004`, `E-006`.
     pub(super) fn new(
-        sum: &Sum,
+        sum: &'p Sum,
         expert: u64,
         method: CombineMethod,
         roots: &[String],
@@ -110,7 +115,7 @@ impl<'p> Blend<'p> {
                 CombineMethod::Peft(_) => (part.target.scaling.effective(), part.weight),
                 _ => (part.scale(), 1.0),
             };
-            let update = Update { left, right, rank, scale, cols: inner as usize, isa, progress };
+            let update = Update { left, right, rank, scale, cols: inner as usize, tensor: &sum.tensor, isa, progress };
             let root = roots.get(part.adapter).map_or("", String::as_str);
             let keep = by_value.drops.keep(&update, out * inner, |seed| key(seed, &sum.tensor, expert, root))?;
             members.push(Member { update, keep, weight });
@@ -121,7 +126,7 @@ impl<'p> Blend<'p> {
     /// Computes all rows, a few at a time, from the first to the last.
     ///
     /// # Errors
-    /// `E-006`, and the first of `step`.
+    /// `A-031`, `E-006`, and the first of `step`.
     pub(super) fn each(&self, mut step: impl FnMut(Range<usize>, &[f64]) -> Result<()>) -> Result<()> {
         let mut tiles: Vec<Vec<f64>> = vec![Vec::new(); self.members.len()];
         let mut out = Vec::new();
@@ -131,7 +136,7 @@ impl<'p> Blend<'p> {
                 if member.update.progress.cancelled() {
                     return Err(interrupted());
                 }
-                member.update.values(&rows, tile);
+                member.update.values(&rows, tile)?;
                 for (row, i) in tile.chunks_exact_mut(self.cols).zip(rows.clone()) {
                     member.keep.row(row, (i * self.cols) as u64, 1);
                 }

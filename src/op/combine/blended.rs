@@ -80,7 +80,9 @@ impl Site<'_> {
         let rule = self.rule.unwrap_or(RankRule::Fixed(sum.rank()));
         let extract = ExtractOptions { rank: rule, dtype, split: self.split, ..Default::default() };
         let found = (0..sum.experts()).map(|expert| self.matrix(sum, expert, &extract)).collect::<Result<Vec<_>>>()?;
-        let rank = found.iter().map(|found| found.rank).max().unwrap_or(0);
+        // With a magnitude or a bias update it is more than its factors, and stays when these are zero.
+        let least = usize::from(self.mixed.biases.contains_key(&sum.tensor) || self.mixed.magnitudes.contains_key(&sum.tensor));
+        let rank = found.iter().map(|found| found.rank).max().unwrap_or(0).max(least);
         let total = |of: fn(&Decomposed) -> f64| found.iter().map(of).sum();
         let (wanted_squared, error_squared) = (total(|found| found.norm_squared), total(|found| found.error_squared));
         let stored = Stored { rank: rank as u64, wanted_squared, error_squared, singular_values: None };
@@ -99,7 +101,9 @@ impl Site<'_> {
             spool.put(place_a, (expert * a.len()) as u64, &a)?;
         }
         let values = match &found[..] {
-            [one] if sum.parts.iter().all(|part| part.target.experts().is_none()) => Some(one.values[..rank].to_vec()),
+            [one] if one.values.len() >= rank && sum.parts.iter().all(|part| part.target.experts().is_none()) => {
+                Some(one.values[..rank].to_vec())
+            }
             _ => None,
         };
         Ok(Stored { singular_values: values, ..stored })

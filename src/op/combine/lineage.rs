@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::options::{CombineOptions, LayerWeight};
 use crate::adapter::{Adapter, Lineage, LineageInput};
+use crate::loader::Loader;
 use crate::op::lineage::name;
 use crate::op::rank::RankRule;
 use crate::plan::Weighted;
@@ -35,7 +36,7 @@ pub(super) fn step(adapters: &[Weighted<'_>], roots: &[String], options: &Combin
         inputs: adapters.iter().zip(roots).map(input).collect(),
         parameters: json!({
             "dtype": options.dtype.map(|dtype| dtype.to_string()),
-            "for": options.loader.map(|loader| format!("{loader:?}").to_lowercase()),
+            "for": options.loader.map(Loader::name),
             "layers": options.layers.iter().map(layer).collect::<Vec<Value>>(),
             "method": options.method.described(),
             "names": adapters.iter().map(|weighted| name(Path::new(weighted.adapter.label()))).collect::<Vec<_>>(),

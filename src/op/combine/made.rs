@@ -79,7 +79,10 @@ impl Made {
     }
 
     /// Measures how far the stored updates are from `exact` sums, where the method wants something else.
-    pub(super) fn away_from(mut self, exact: &[Target], options: &CombineOptions) -> Result<Self> {
+    ///
+    /// # Errors
+    /// `A-008`, `A-031`, `E-001`, `E-004`, `E-006`.
+    pub(super) fn away_from(mut self, exact: &[Target], options: &CombineOptions, progress: &dyn Progress) -> Result<Self> {
         let sizes: Vec<u64> = exact.iter().map(|target| target.a.info().bytes() + target.b.info().bytes()).collect();
         let stored = |exact: &Target| {
             let place = self.adapter.targets().binary_search_by(|target| target.tensor.cmp(&exact.tensor));
@@ -87,8 +90,10 @@ impl Made {
         };
         let found = exec::on_threads(&options.exec, || {
             crew::each(&sizes, |i| {
-                let sum = measure::norm_squared(&exact[i])?;
-                Ok((sum, stored(&exact[i]).map_or(Ok(sum), |stored| measure::distance_squared(stored, &exact[i]))?))
+                if progress.cancelled() {
+                    return Err(exec::interrupted());
+                }
+                measure::norm_and_distance(&exact[i], stored(&exact[i]))
             })
         })?;
         for (each, (sum, from_sum)) in self.each.iter_mut().zip(found) {

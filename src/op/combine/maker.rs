@@ -11,12 +11,13 @@ use super::peft::{PeftCombination, PeftKind};
 use super::wanted::Layout;
 use super::{arc, blended, compat, fused, made, wanted};
 use crate::adapter::{Adapter, AdapterParts, Target};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exec::Progress;
 use crate::op::extract::Split;
 use crate::op::rank::RankRule;
 use crate::op::resize::{ResizeOptions, cut};
 use crate::op::spool::Spool;
+use crate::rules;
 use crate::tensor::Dtype;
 
 /// What a method works on.
@@ -38,6 +39,11 @@ impl Maker<'_> {
     pub(super) fn made(&self, parts: AdapterParts, wide: &Layout, spool: &(dyn Fn() -> Result<Spool> + Sync)) -> Result<Made> {
         let Maker { sums, mixed, exact, roots, beside, options, progress, .. } = *self;
         if sums.is_empty() {
+            let beside = parts.replacements.len() + parts.rows.len() + parts.rescalings.len();
+            if beside == 0 {
+                let message = "nothing is left: the weights of everything that the adapters have are 0";
+                return Err(Error::new(rules::ADAPTER_NOT_EMPTY, message).help("give at least one adapter a weight"));
+            }
             let adapter = Adapter::new(parts, &options.limits)?;
             return Ok(Made { adapter, each: Vec::new(), warnings: Vec::new() });
         }
@@ -48,17 +54,17 @@ impl Maker<'_> {
             CombineMethod::Slerp => {
                 let arc = Layout::with(arc::gains(sums)?);
                 let wanted = wanted::side_by_side(sums, &arc, mixed, beside)?;
-                self.summed(parts, &arc, &wanted, options.rank, spool)?.away_from(exact, options)
+                self.summed(parts, &arc, &wanted, options.rank, spool)?.away_from(exact, options, progress)
             }
             method if method.is_by_value() => {
                 let site =
                     blended::Site { mixed, roots, options, method, rule: options.rank, split: options.split, progress, spool };
-                site.made(sums, parts)?.away_from(exact, options)
+                site.made(sums, parts)?.away_from(exact, options, progress)
             }
             _ => {
                 let wanted = fused::wanted(sums, mixed, spool()?, options, progress)?;
                 let rule = options.rank.unwrap_or(RankRule::Fixed(options.limits.rank));
-                self.cut(parts, wanted, (rule, options.split), spool()?)?.away_from(exact, options)
+                self.cut(parts, wanted, (rule, options.split), spool()?)?.away_from(exact, options, progress)
             }
         }
     }
@@ -79,12 +85,12 @@ impl Maker<'_> {
             PeftKind::Svd => self.cut(parts, exact.to_vec(), (rule, Split::B), spool()?),
             kind if kind.is_by_factor() => {
                 let factors = compat::Factors { peft, mixed, roots, options, progress };
-                factors.made(sums, parts, spool()?)?.away_from(exact, options)
+                factors.made(sums, parts, spool()?)?.away_from(exact, options, progress)
             }
             _ => {
                 let method = CombineMethod::Peft(peft);
                 let site = blended::Site { mixed, roots, options, method, rule: Some(rule), split: Split::B, progress, spool };
-                site.made(sums, parts)?.away_from(exact, options)
+                site.made(sums, parts)?.away_from(exact, options, progress)
             }
         }
     }

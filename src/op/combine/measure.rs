@@ -1,9 +1,13 @@
 //! How far two updates are from each other, in their factors: ‖B·A − D·C‖ = ‖[B D]·[A; −C]‖ by the Gram matrices of both sides, in f64.
 
 use crate::adapter::Target;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::exec::read_factors;
 use crate::kernel::product_norm;
+use crate::rules;
+
+/// Sizes of a value of an update whose square, and that of any sum of them, is a normal number of f64.
+const MEASURED: std::ops::Range<f64> = 1e-140..1e140;
 
 /// Two thin matrices `(rows, rank)` and `(rank, cols)`, row-major, whose product is an update with its scale.
 pub(in super::super) struct Pair {
@@ -16,18 +20,30 @@ impl Pair {
     /// The factors of one matrix of a target; A has the scale.
     ///
     /// # Errors
-    /// `A-008`, `E-001`, `E-004`.
+    /// `A-008`, `E-001`, `E-004`; `A-031` if the update is so large or so small that f64 cannot hold its squares.
     pub(in super::super) fn of(target: &Target, expert: u64) -> Result<Pair> {
         let (out, _) = target.out_in();
         let (b, mut a) = read_factors(target, expert, 0..out)?;
         let scale = target.scaling.effective();
+        let largest = |values: &[f64]| values.iter().fold(0.0, |most: f64, value| most.max(value.abs()));
+        let (of_b, of_a) = (largest(&b), largest(&a));
         a.iter_mut().for_each(|value| *value *= scale);
+        let size = of_b * of_a * scale.abs();
+        if of_b > 0.0 && of_a > 0.0 && !MEASURED.contains(&size) {
+            let message = format!("the update of {:?} is about {size:e}, and f64 cannot hold its square", target.tensor);
+            let help = "the factors of an adapter, or its weight, are too large or too small";
+            return Err(Error::new(rules::RESULT_FINITE, message).tensor(&target.tensor).help(help));
+        }
         Ok(Pair { b, a, rank: target.scaling.rank as usize })
     }
 
-    /// ‖B·A‖².
+    /// ‖B·A‖²; 0 where columns cancel so far that only the rounding of f64 is left of it.
     pub(in super::super) fn norm_squared(&self) -> f64 {
-        product_norm(&self.b, &self.a, self.rank).powi(2)
+        let square = product_norm(&self.b, &self.a, self.rank).powi(2);
+        let squares = |values: &[f64]| values.iter().map(|value| value * value).sum::<f64>();
+        // The Gram matrices are products of as many values as there are rows, with random errors; their trace has rank² terms.
+        let noise = 8.0 * f64::EPSILON * self.rank as f64 * squares(&self.b) * squares(&self.a);
+        if square > noise { square } else { 0.0 }
     }
 
     /// ‖B·A − D·C‖².
@@ -50,23 +66,22 @@ fn beside(b: &[f64], d: &[f64], a: &[f64], c: &[f64], rank: usize, other: usize)
     product_norm(&left, &right, rank + other).powi(2)
 }
 
-/// ‖ΔW‖² of all matrices of a target.
+/// ‖ΔW‖² of all matrices of a target, and ‖ΔW − ΔV‖² with V another target of the tensor, or nothing.
 ///
 /// # Errors
-/// `A-008`, `E-001`, `E-004`.
-pub(in super::super) fn norm_squared(target: &Target) -> Result<f64> {
-    let each = (0..target.experts().unwrap_or(1)).map(|expert| Ok(Pair::of(target, expert)?.norm_squared()));
-    each.sum()
-}
-
-/// ‖ΔW − ΔV‖² of two targets of one tensor.
-///
-/// # Errors
-/// `A-008`, `E-001`, `E-004`.
-pub(super) fn distance_squared(one: &Target, other: &Target) -> Result<f64> {
-    let each =
-        (0..one.experts().unwrap_or(1)).map(|expert| Ok(Pair::of(one, expert)?.distance_squared(&Pair::of(other, expert)?)));
-    each.sum()
+/// `A-008`, `A-031`, `E-001`, `E-004`.
+pub(super) fn norm_and_distance(one: &Target, other: Option<&Target>) -> Result<(f64, f64)> {
+    let (mut norm, mut distance) = (0.0, 0.0);
+    for expert in 0..one.experts().unwrap_or(1) {
+        let pair = Pair::of(one, expert)?;
+        let square = pair.norm_squared();
+        norm += square;
+        distance += match other {
+            Some(other) => pair.distance_squared(&Pair::of(other, expert)?),
+            None => square,
+        };
+    }
+    Ok((norm, distance))
 }
 
 #[cfg(test)]

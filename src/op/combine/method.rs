@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 
 use super::named::MethodNumbers;
-use super::peft::PeftCombination;
+use super::peft::{PeftCombination, PeftKind};
 use crate::error::{Error, Result};
 use crate::kernel::fusion::{ByValue, Drops, Tally};
 use crate::rules;
@@ -69,7 +69,7 @@ pub enum CombineMethod {
     /// Concatenates the updates, decomposes `[Δ₁ … Δₙ] = U·S·[V₁ … Vₙ]ᵀ`, merges the Vₜ by TIES, and takes U·S·Vᵀ (KnOTS, Stoica et al.
     /// 2024, section 4).
     Knots {
-        /// The share of each wₜ·Vₜ that is kept. 1 with equal signs gives the mean.
+        /// The share of each Vₜ that is kept; weights are in the Δₜ. 1 with equal signs gives the mean.
         density: f64,
     },
     /// Projects on the spaces that all B, and all A, span together, Mₜ = Uᵀ·Δₜ·V, merges these by TIES, and projects back (Core Space, Panariello
@@ -199,6 +199,15 @@ impl CombineMethod {
         }
         value.sort_keys();
         Value::Object(value)
+    }
+
+    /// Is what it makes of a single update with weight 1 that update?
+    pub(super) fn keeps_single_updates(self) -> bool {
+        match self {
+            CombineMethod::Linear | CombineMethod::Cat | CombineMethod::Svd | CombineMethod::Slerp => true,
+            CombineMethod::Peft(peft) => matches!(peft.kind, PeftKind::Linear | PeftKind::Cat | PeftKind::Svd),
+            _ => false,
+        }
     }
 
     /// # Errors

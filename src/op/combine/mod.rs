@@ -24,18 +24,19 @@ mod stacked;
 mod wanted;
 mod weights;
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::digests::{content, verify};
 use super::spool::Spool;
 use super::write;
-use crate::adapter::{Adapter, AdapterParts, BaseIdentity, Lineage};
+use crate::adapter::{Adapter, AdapterParts, BaseIdentity, Lineage, Rescaling, Target};
 use crate::error::{Diagnostic, Error, Result};
 use crate::exec::{self, Progress};
 use crate::io::{Overwrite, check_output};
 use crate::op::ConvertTo;
 use crate::plan::Weighted;
+use crate::report::text::plural;
 use crate::report::{CombineReport, CombinedAdapter, Note};
 use crate::rules;
 
@@ -45,10 +46,10 @@ use maker::Maker;
 pub(super) use measure::Pair;
 pub use method::CombineMethod;
 pub use named::MethodNumbers;
-pub use options::{CombineOptions, LayerWeight, PartsPolicy};
+pub use options::{CombineOptions, LayerWeight, PartsPolicy, Stated};
 pub use peft::{MajoritySign, PeftCombination, PeftKind};
 pub(super) use prefix::renamed;
-pub use recipe::{Recipe, RecipeAdapter};
+pub use recipe::{Recipe, RecipeAdapter, StagedRecipe};
 use wanted::Layout;
 pub(super) use weights::Weights;
 
@@ -112,15 +113,16 @@ impl Combination {
         weights.check_used(&all.iter().map(|adapter| tensors(adapter)).collect::<Vec<_>>())?;
         let (base, mut warnings) = base::agree(&all, options.allow_base_mismatch)?;
         let roots = roots(&all, progress)?;
-        expected(&all, &roots, &options.contents)?;
-        let order = order(adapters, &roots);
+        let scalings: Vec<String> = all.iter().map(|adapter| scaling(adapter)).collect();
+        expected(&all, &roots, &scalings, &options.stated)?;
+        let order = order(&roots, &scalings, &weights);
         let sums = align(&all, &order, &weights)?;
         check_ranks(&sums, options)?;
         let counts = align::counts(all.len(), &sums);
         warnings.extend(align::left_out(&all, &counts, &weights));
-        warnings.extend(repeated(&all, &roots));
+        warnings.extend(repeated(&all, &roots, &scalings));
         warnings.extend(all.iter().flat_map(|adapter| adapter.warnings().iter().cloned()));
-        let mixed = mixed::mix(&all, &order, &sums, &weights, options.parts, Spool::new(beside)?)?;
+        let mixed = mixed::mix(&all, &order, &sums, &weights, options, Spool::new(beside)?)?;
 
         let wide = Layout::wide(&sums);
         let exact = wanted::side_by_side(&sums, &wide, &mixed, beside)?;
@@ -148,13 +150,21 @@ impl Combination {
         };
         let made = maker.made(parts, &wide, &spool)?;
         warnings.extend(made.warnings);
-        warnings.extend(made.adapter.warnings().iter().cloned());
+        let gone = made.each.iter().filter(|each| each.sum_squared == 0.0).count() as u64;
+        if gone > 0 {
+            let message = format!("the updates of {} cancel: their sum is 0", plural(gone, "target"));
+            warnings.push(Diagnostic::new(rules::ADAPTER_NOT_EMPTY, message));
+        }
+        // Of factors that are computed nobody has a file; where their ranks come from, the report says.
+        let warned = made.adapter.warnings().iter().filter(|told| told.rule().id != rules::RANK_LIMIT.id);
+        warnings.extend(warned.cloned());
         let combined = |(place, weighted): (usize, &Weighted<'_>)| CombinedAdapter {
             path: weighted.adapter.label().to_owned(),
             dialect: weighted.adapter.dialect(),
             weight: weighted.weight,
             targets: counts[place],
             content: roots[place].clone(),
+            scaling: scalings[place].clone(),
         };
         let total = |of: fn(&Each) -> f64| made.each.iter().map(of).sum::<f64>();
         let error = share(total(|each| each.error_squared), total(|each| each.wanted_squared));
@@ -231,22 +241,46 @@ fn roots(adapters: &[&Adapter], progress: &dyn Progress) -> Result<Vec<String>> 
     adapters.iter().map(of).collect()
 }
 
-/// Holds the adapters against the content that a recipe states.
+/// The digest of what the tensors of an adapter do not say: which tensors of the base they change, as what, and with which scales.
+fn scaling(adapter: &Adapter) -> String {
+    let target = |it: &Target| format!("{} {:?} {:e}\n", it.tensor, it.kind, it.scaling.effective());
+    let rescaling = |it: &Rescaling| format!("{} {:?} {:?}\n", it.tensor, it.axis, it.orientation);
+    let mut said: String = adapter.targets().iter().map(target).collect();
+    said.extend(adapter.rescalings().iter().map(rescaling));
+    said.extend(adapter.replacements().iter().map(|it| format!("{}\n", it.tensor)));
+    said.extend(adapter.rows().iter().map(|it| format!("{} {:?}\n", it.tensor, it.rows)));
+    exec::sha256(said.as_bytes())
+}
+
+/// Holds the adapters against what a recipe states.
 ///
 /// # Errors
 /// `C-038`.
-fn expected(adapters: &[&Adapter], roots: &[String], contents: &[Option<String>]) -> Result<()> {
-    let stated = contents.iter().zip(roots).position(|(stated, root)| stated.as_ref().is_some_and(|stated| stated != root));
-    let Some(place) = stated else { return Ok(()) };
-    let message = format!("its content root is {}, and not the one that was asked for", roots[place]);
-    let help = "it is another adapter, or another state of it; the recipe names the one that was combined";
-    Err(Error::new(rules::CONTENT_ROOT, message).file(adapters[place].label()).help(help))
+fn expected(adapters: &[&Adapter], roots: &[String], scalings: &[String], all: &[Stated]) -> Result<()> {
+    let differs = |stated: &Option<String>, found: &String| stated.as_ref().is_some_and(|stated| stated != found);
+    for (place, stated) in all.iter().enumerate().take(adapters.len()) {
+        let what = if differs(&stated.content, &roots[place]) {
+            "content root"
+        } else if differs(&stated.scaling, &scalings[place]) {
+            "digest of scales"
+        } else {
+            continue;
+        };
+        let message = format!("its {what} is not the one that was asked for");
+        let help =
+            "it is another adapter, or another state of it, or is read with other flags; the recipe names what was combined";
+        return Err(Error::new(rules::CONTENT_ROOT, message).file(adapters[place].label()).help(help));
+    }
+    Ok(())
 }
 
 /// The order in which adapters are added: by what they are, and not by where they stand.
-fn order(adapters: &[Weighted<'_>], roots: &[String]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..adapters.len()).collect();
-    order.sort_by(|x, y| roots[*x].cmp(&roots[*y]).then(adapters[*x].weight.total_cmp(&adapters[*y].weight)));
+fn order(roots: &[String], scalings: &[String], weights: &Weights<'_>) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..roots.len()).collect();
+    order.sort_by(|x, y| {
+        let what = |place: usize| (&roots[place], &scalings[place]);
+        what(*x).cmp(&what(*y)).then_with(|| weights.compared(*x, *y))
+    });
     order
 }
 
@@ -265,17 +299,15 @@ fn check_ranks(sums: &[Sum], options: &CombineOptions) -> Result<()> {
         .help("combine fewer at a time with --rank R, and then the results"))
 }
 
-/// Adapters whose content was given before.
-fn repeated(adapters: &[&Adapter], roots: &[String]) -> Vec<Diagnostic> {
-    let mut seen = HashSet::new();
-    let again = |place: &usize| !seen.insert(&roots[*place]);
-    let of = |place: usize| {
-        let message = "the same adapter is given twice: its weights add up";
-        Diagnostic::new(rules::ADAPTER_ONCE, message)
-            .file(adapters[place].label())
-            .help("give it once with the sum of the weights")
+/// Adapters that are given more than once.
+fn repeated(adapters: &[&Adapter], roots: &[String], scalings: &[String]) -> Vec<Diagnostic> {
+    let mut places: BTreeMap<(&String, &String), Vec<usize>> = BTreeMap::new();
+    roots.iter().zip(scalings).enumerate().for_each(|(place, what)| places.entry(what).or_default().push(place));
+    let of = |places: &Vec<usize>| {
+        let message = format!("the same adapter is given {} times, and counts as often", places.len());
+        Diagnostic::new(rules::ADAPTER_ONCE, message).file(adapters[places[0]].label()).help("give it once if that is not meant")
     };
-    (0..adapters.len()).filter(again).map(of).collect()
+    places.values().filter(|places| places.len() > 1).map(of).collect()
 }
 
 fn dtypes(adapter: &Adapter) -> String {

@@ -12,6 +12,7 @@ use crate::rules;
 use crate::tensor::Dtype;
 
 use super::method::CombineMethod;
+use super::peft::{PeftCombination, PeftKind};
 
 /// What becomes of what is not low rank and is in several adapters: full tensors, rows, magnitudes, multipliers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +49,15 @@ pub struct LayerWeight {
     pub factor: f64,
 }
 
+/// What an adapter has to be, where that was written down.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Stated {
+    /// The content root of its tensors.
+    pub content: Option<String>,
+    /// The digest of what its tensors do not say: [`CombinedAdapter::scaling`](crate::report::CombinedAdapter::scaling).
+    pub scaling: Option<String>,
+}
+
 /// How to combine.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -59,8 +69,8 @@ pub struct CombineOptions {
     /// Put the second string in the place of the first at the start of all names that have it; an empty first one is put before all that do not
     /// begin with the second. Default none: names are what they are.
     pub prefix: Option<(String, String)>,
-    /// The content root that each adapter has to have, in their order. Default none.
-    pub contents: Vec<Option<String>>,
+    /// What each adapter has to be, in their order. Default: anything.
+    pub stated: Vec<Stated>,
     /// How the rank of each target is chosen. Default: that of the method; the sum keeps all ranks, which add up.
     pub rank: Option<RankRule>,
     /// Bring all ranks up to the next size that this loader makes room for anyway. Default none.
@@ -89,7 +99,7 @@ impl Default for CombineOptions {
             method: CombineMethod::Linear,
             layers: Vec::new(),
             prefix: None,
-            contents: Vec::new(),
+            stated: Vec::new(),
             rank: None,
             loader: None,
             split: Split::Sqrt,
@@ -127,6 +137,9 @@ impl CombineOptions {
                 return refuse(&message, "give a rank or a share, and loratool resize --budget the result");
             }
         }
+        if let CombineMethod::Peft(peft) = self.method {
+            self.check_peft(peft)?;
+        }
         if self.loader.is_some() && self.rank.is_none() {
             return refuse("a loader's room is a rule for ranks that are chosen", "give a rank or a share with --for");
         }
@@ -138,5 +151,18 @@ impl CombineOptions {
             return refuse(&format!("factors are F32, BF16 or F16, and not {dtype}"), "give one of them");
         }
         Ok(())
+    }
+
+    /// Refuses what PEFT's type says by itself.
+    fn check_peft(&self, peft: PeftCombination) -> Result<()> {
+        let has_rank = !peft.kind.is_by_factor() && peft.kind != PeftKind::Cat;
+        let given = [
+            ("rank", self.rank.is_some() && !has_rank),
+            ("dtype", self.dtype.is_some() && peft.kind.is_by_factor()),
+            ("split", self.split != Split::Sqrt),
+        ];
+        let Some((what, _)) = given.into_iter().find(|(_, is_given)| *is_given) else { return Ok(()) };
+        let message = format!("{} has a {what} of its own, which is a part of what PEFT does", peft.kind.name());
+        Err(Error::new(rules::ARGUMENT, message).help("leave it out, or resize the result"))
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::method::CombineMethod;
 use super::named::MethodNumbers;
-use super::options::{CombineOptions, LayerWeight, PartsPolicy};
+use super::options::{CombineOptions, LayerWeight, PartsPolicy, Stated};
 use super::peft::MajoritySign;
 use crate::error::{Class, Error, Result};
 use crate::io::{Durability, OutputKind, Overwrite, Staging, check_output, parent_of, read_small};
@@ -40,6 +40,16 @@ pub struct RecipeAdapter {
     /// The content root that it has to have, if it is stated.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content: Option<String>,
+    /// The digest of the scales that it has to have, if it is stated: see [`CombinedAdapter`](crate::report::CombinedAdapter).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scaling: Option<String>,
+}
+
+impl RecipeAdapter {
+    /// What it has to be.
+    pub fn stated(&self) -> Stated {
+        Stated { content: self.content.clone(), scaling: self.scaling.clone() }
+    }
 }
 
 fn one() -> f64 {
@@ -95,7 +105,19 @@ const PARTS: [(&str, PartsPolicy); 3] =
     [("error", PartsPolicy::Refuse), ("first", PartsPolicy::First), ("average", PartsPolicy::Average)];
 const DTYPES: [(&str, Dtype); 3] = [("f32", Dtype::F32), ("bf16", Dtype::BF16), ("f16", Dtype::F16)];
 const SIGNS: [(&str, MajoritySign); 2] = [("total", MajoritySign::Total), ("frequency", MajoritySign::Frequency)];
-const LOADERS: [(&str, Loader); 1] = [("vllm", Loader::Vllm)];
+
+/// A recipe that is written, and has no name yet; without one it is removed.
+pub struct StagedRecipe(Staging);
+
+impl StagedRecipe {
+    /// Gives it its name.
+    ///
+    /// # Errors
+    /// `U-002`, `E-002`.
+    pub fn publish(self) -> Result<()> {
+        self.0.publish(Durability::Synced)
+    }
+}
 
 impl Recipe {
     /// Reads a recipe. Paths in it are relative to its folder.
@@ -107,7 +129,7 @@ impl Recipe {
         let bytes = read_small(path, LIMIT)?.ok_or_else(|| bad(format!("the recipe is longer than {LIMIT} bytes")))?;
         let text = String::from_utf8(bytes).map_err(|_| bad("the recipe is not UTF-8".to_owned()))?;
         let written: Written =
-            toml::from_str(&text).map_err(|error| bad(format!("not a recipe: {}", error.to_string().trim_end())))?;
+            toml::from_str(&text).map_err(|error| bad(format!("not a recipe: {}", shown(&error.to_string()))))?;
         let mut recipe = written.recipe().map_err(bad)?;
         for adapter in &mut recipe.adapters {
             adapter.path = parent_of(path).join(&adapter.path);
@@ -115,28 +137,36 @@ impl Recipe {
         Ok(recipe)
     }
 
-    /// What can be said of a file to be written before there is anything to write.
+    /// What can be said of a file to be written before there is anything to write: it is no part of the `adapters`, nor of the `output` that
+    /// is written with it.
     ///
     /// # Errors
-    /// `U-002`, `U-003`, `E-002`.
-    pub fn check_output(path: &Path, overwrite: Overwrite) -> Result<()> {
-        check_output(path, OutputKind::File, &[], overwrite)
+    /// `U-001`, `U-002`, `U-003`, `E-002`.
+    pub fn check_output(path: &Path, adapters: &[&Path], output: &Path, overwrite: Overwrite) -> Result<()> {
+        if let Some(unnamed) = adapters.iter().find(|path| path.to_str().is_none()) {
+            let message = "a recipe is UTF-8, and cannot name this path";
+            return Err(Error::new(rules::ARGUMENT, message).file(unnamed).help("rename it, or leave out --save-recipe"));
+        }
+        check_output(path, OutputKind::File, adapters, overwrite)?;
+        check_output(path, OutputKind::File, &[output], overwrite).map_err(|_| {
+            let message = format!("the recipe and the output {output:?} lie within each other");
+            Error::new(rules::OUTPUT_IS_INPUT, message).file(path).help("keep the recipe beside the output")
+        })
     }
 
-    /// Writes a recipe, with paths as they are.
+    /// Writes a recipe beside its place, with paths as they are, so that nothing but its name is left to be made.
     ///
     /// # Errors
-    /// `U-002`, `U-003`, `E-002`.
-    pub fn write(&self, path: &Path, overwrite: Overwrite) -> Result<()> {
-        let text = self.text();
-        Recipe::check_output(path, overwrite)?;
+    /// `U-002`, `U-003`, `E-002`; `U-001` if it cannot be written down.
+    pub fn stage(&self, path: &Path, overwrite: Overwrite) -> Result<StagedRecipe> {
+        let text = self.text()?;
         let staging = Staging::new(path, OutputKind::File, overwrite)?;
         staging.write("", text.as_bytes())?;
         staging.sync()?;
-        staging.publish(Durability::Synced)
+        Ok(StagedRecipe(staging))
     }
 
-    fn text(&self) -> String {
+    fn text(&self) -> Result<String> {
         let options = &self.options;
         let method = options.method;
         let numbers = method.given();
@@ -152,7 +182,7 @@ impl Recipe {
             outliers: numbers.outliers,
             seed: numbers.seed,
             majority_sign: numbers.majority.map(|sign| sign.name().to_owned()),
-            loader: options.loader.map(|loader| format!("{loader:?}").to_lowercase()),
+            loader: options.loader.map(|loader| loader.name().to_owned()),
             dtype: options.dtype.map(|dtype| dtype.to_string().to_lowercase()),
             split: Some(options.split.name().to_owned()),
             parts: Some(options.parts.name().to_owned()),
@@ -170,8 +200,15 @@ impl Recipe {
             Some(RankRule::Bytes(budget)) => written.budget_bytes = Some(budget),
             Some(RankRule::Auto) | None => {}
         }
-        toml::to_string(&written).unwrap_or_default()
+        toml::to_string(&written).map_err(|error| Error::new(rules::ARGUMENT, format!("no recipe can say this: {error}")))
     }
+}
+
+/// A message of the parser, which shows whole lines of the file, however long they are.
+fn shown(message: &str) -> String {
+    const WIDTH: usize = 160;
+    let cut = |line: &str| line.chars().take(WIDTH).collect::<String>();
+    message.trim_end().lines().map(cut).collect::<Vec<_>>().join("\n")
 }
 
 impl Written {
@@ -212,7 +249,7 @@ impl Written {
             method: CombineMethod::named(self.method.as_deref().unwrap_or("linear"), &numbers).map_err(told)?,
             layers,
             rank: rules.first().copied(),
-            loader: named("for", self.loader.as_ref(), &LOADERS)?,
+            loader: named("for", self.loader.as_ref(), &Loader::ALL.map(|loader| (loader.name(), loader)))?,
             split: named("split", self.split.as_ref(), &SPLITS)?.unwrap_or(Split::Sqrt),
             dtype: named("dtype", self.dtype.as_ref(), &DTYPES)?,
             parts: named("parts", self.parts.as_ref(), &PARTS)?.unwrap_or(PartsPolicy::Refuse),
@@ -259,7 +296,7 @@ mod tests {
         let one = parse(text).unwrap();
         assert_eq!(one.options.method, CombineMethod::Della { density: 0.4, epsilon: 0.1, seed: 7 });
         assert_eq!((one.adapters[1].weight, one.options.layers[0].adapter), (1.0, Some(1)));
-        let two = parse(&one.text()).unwrap();
+        let two = parse(&one.text().unwrap()).unwrap();
         assert_eq!(format!("{one:?}"), format!("{two:?}"));
     }
 

@@ -67,7 +67,8 @@ impl TensorSource for Stacked {
         float.widen(buf, &mut values);
         if values.iter().any(|value: &f64| !value.is_finite()) {
             let message = format!("values of {name:?} leave the range of {}", stack.info.dtype);
-            return Err(Error::new(rules::RESULT_FINITE, message).tensor(name).help("give --dtype f32"));
+            let help = if stack.info.dtype == Dtype::F16 { "give --dtype f32" } else { "give smaller weights" };
+            return Err(Error::new(rules::RESULT_FINITE, message).tensor(name).help(help));
         }
         Ok(())
     }

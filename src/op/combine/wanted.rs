@@ -38,7 +38,7 @@ impl Layout {
     }
 
     /// As they are stored: in the dtype that the adapters have, if all have one and scales that differ by their signs alone; otherwise in
-    /// F32, or F64 if an adapter has it, with A rounded once.
+    /// F32, or F64 if an adapter has it, with A rounded once and the size of the largest scale left to alpha.
     pub(super) fn stored(sums: &[Sum], wide: &Layout, dtype: Option<Dtype>) -> Layout {
         let common = common_dtype(sums.iter().flat_map(|sum| &sum.parts).flat_map(|part| [&part.target.a, &part.target.b]));
         let mut is_exact = true;
@@ -51,8 +51,11 @@ impl Layout {
                 scales.push(size);
             } else {
                 is_exact = is_exact && wide.iter().all(|gain| gain.abs() == 1.0);
-                gains.push(wide.clone());
-                scales.push(1.0);
+                // A power of two moves no bit of A, and keeps its values in the range of the dtype.
+                let most = wide.iter().fold(0.0, |most: f64, gain| most.max(gain.abs()));
+                let scale = if has_bias || most == 0.0 { 1.0 } else { most.log2().floor().exp2() };
+                gains.push(wide.iter().map(|gain| gain / scale).collect());
+                scales.push(scale);
             }
         }
         let own = if is_exact || common == Dtype::F64 { common } else { Dtype::F32 };

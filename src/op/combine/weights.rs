@@ -1,5 +1,7 @@
 //! The weight of an adapter in each target: its own, times the factor of the last pattern that matches the target's name.
 
+use std::cmp::Ordering;
+
 use globset::{GlobBuilder, GlobMatcher};
 
 use super::options::LayerWeight;
@@ -32,6 +34,9 @@ impl Pattern {
     }
 }
 
+/// Sizes of weights: of others the squares, and those of their products with factors, leave the range of f64.
+const RANGE: std::ops::Range<f64> = 1e-60..1e60;
+
 /// The weights of all adapters in all targets.
 pub(in super::super) struct Weights<'o> {
     /// Of each adapter.
@@ -41,11 +46,15 @@ pub(in super::super) struct Weights<'o> {
 
 impl<'o> Weights<'o> {
     /// # Errors
-    /// `U-001` for a weight that is no finite number, a pattern that is none, or an adapter that was not given.
+    /// `U-001` for a weight that is no finite number, or far too large or small, a pattern that is none, or an adapter that was not given.
     pub(in super::super) fn new(whole: Vec<f64>, layers: &'o [LayerWeight]) -> Result<Self> {
         let refuse = |message: String| Err(Error::new(rules::ARGUMENT, message));
         if let Some(weight) = whole.iter().chain(layers.iter().map(|layer| &layer.factor)).find(|weight| !weight.is_finite()) {
             return refuse(format!("the weight {weight} is not a finite number"));
+        }
+        let is_extreme = |weight: &&f64| **weight != 0.0 && !RANGE.contains(&weight.abs());
+        if let Some(weight) = whole.iter().chain(layers.iter().map(|layer| &layer.factor)).find(is_extreme) {
+            return refuse(format!("the weight {weight:e} is neither 0 nor between {:e} and {:e}", RANGE.start, RANGE.end));
         }
         if let Some(place) = layers.iter().filter_map(|layer| layer.adapter).find(|place| *place >= whole.len()) {
             return refuse(format!("a weight is for adapter {}, and {} are given", place + 1, whole.len()));
@@ -60,6 +69,13 @@ impl<'o> Weights<'o> {
             layer.adapter.is_none_or(|place| place == adapter) && pattern.matches(tensor)
         };
         self.whole[adapter] * self.layers.iter().rev().find(matches).map_or(1.0, |(_, layer)| layer.factor)
+    }
+
+    /// The order of two adapters by all that is said of their weights.
+    pub(super) fn compared(&self, one: usize, other: usize) -> Ordering {
+        let layers = |place: usize| self.layers.iter().filter(move |(_, layer)| layer.adapter == Some(place));
+        let said = |place: usize| layers(place).map(|(_, layer)| (&layer.pattern, layer.factor.to_bits()));
+        self.whole[one].total_cmp(&self.whole[other]).then_with(|| said(one).cmp(said(other)))
     }
 
     /// The adapter's own.
@@ -113,6 +129,8 @@ mod tests {
         assert!(weights.check_used(&[vec!["q.weight"], vec!["v.weight"]]).is_ok());
         assert!(weights.check_used(&[vec!["v.weight"], vec!["v.weight"]]).is_err());
         assert!(Weights::new(vec![1.0], &layers).is_err() && Weights::new(vec![f64::NAN], &[]).is_err());
+        assert!(Weights::new(vec![1e-170], &[]).is_err() && Weights::new(vec![-1e61, 1.0], &[]).is_err());
+        assert!(Weights::new(vec![0.0, 1e-59], &[]).is_ok());
         assert!(Weights::new(vec![1.0], &[layer(None, "[", 1.0)]).is_err());
     }
 }

@@ -17,7 +17,7 @@ pub(super) struct Figures {
     inner: f64,
     /// Σ ‖Δ₁‖²‖Δ₂‖²/(m·n): the variance of ⟨Δ₁, Δ₂⟩ by chance.
     by_chance: f64,
-    /// Values whose signs differ, and all, in a sample.
+    /// Values whose signs differ, as a sample has them, and all.
     conflicts: [f64; 2],
     /// Σ ‖U₁ᵀU₂‖² and Σ ‖V₁ᵀV₂‖², and Σ min(rank₁, rank₂).
     overlaps: [f64; 2],
@@ -29,8 +29,10 @@ pub(super) struct Figures {
     pub(super) angles: [f64; 2],
     /// Singular values of the sum, of each matrix.
     sums: Vec<Vec<f64>>,
-    /// Σ over matrices of the squares (U₁ᵀU₂)² and (V₁ᵀV₂)², and how many there are.
+    /// Σ over matrices of the squares (U₁ᵀU₂)² and (V₁ᵀV₂)².
     grids: [Vec<Vec<f64>>; 2],
+    /// The ranks of both in each matrix.
+    both_ranks: Vec<[usize; 2]>,
     count: f64,
 }
 
@@ -84,13 +86,15 @@ fn quotient(part: f64, whole: f64) -> f64 {
 impl Figures {
     pub(super) fn add(&mut self, one: &Measured) {
         let Measured { relation, conflicts, values } = one;
+        let shares = conflicts.map(|count| quotient(count, conflicts[1]) * values);
         let add = |sums: &mut [f64; 2], values: &[f64; 2]| sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
         add(&mut self.squares, &relation.squares);
-        add(&mut self.conflicts, conflicts);
+        add(&mut self.conflicts, &shares);
         add(&mut self.within, &relation.within);
         self.ranks.iter_mut().zip(relation.ranks).for_each(|(most, rank)| *most = (*most).max(rank as u64));
         self.inner += relation.inner;
         self.by_chance += relation.squares[0] * relation.squares[1] / values;
+        self.both_ranks.push(relation.ranks);
         self.ranks_sum += relation.ranks[0].min(relation.ranks[1]) as f64;
         let sides = [(&relation.outputs, &relation.output_cosines), (&relation.inputs, &relation.input_cosines)];
         for (side, (grid, cosines)) in sides.into_iter().enumerate() {
@@ -151,12 +155,14 @@ impl Figures {
         powers.chain((longest > 0).then_some(longest)).map(|rank| (rank as u64, self.missing(rank)))
     }
 
-    /// φ(i, j) = Σ over the first i and the first j directions / min(i, j), in the mean over the matrices.
+    /// φ(i, j) = Σ over the first i and the first j directions / Σ min(i, j) of what a matrix has of both, over all matrices.
     pub(super) fn similarity(&self, side: usize) -> Vec<Vec<f64>> {
         let grid = &self.grids[side];
         let sum = |i: usize, j: usize| grid.iter().take(i).flat_map(|row| row.iter().take(j)).sum::<f64>();
         let width = grid.iter().map(Vec::len).max().unwrap_or(0);
-        let at = |i: usize, j: usize| sum(i, j) / (i.min(j) as f64 * self.count);
+        let most =
+            |i: usize, j: usize| self.both_ranks.iter().map(|[one, two]| (i.min(*one)).min(j.min(*two)) as f64).sum::<f64>();
+        let at = |i: usize, j: usize| quotient(sum(i, j), most(i, j));
         (1..=grid.len()).map(|i| (1..=width).map(|j| at(i, j)).collect()).collect()
     }
 }

@@ -11,10 +11,11 @@ use super::crew;
 use super::spectrum::spectrum;
 use crate::adapter::Adapter;
 use crate::checkpoint::Checkpoint;
-use crate::error::{Error, Result};
+use crate::error::{Diagnostic, Error, Result};
 use crate::exec::{self, ExecOptions, Progress};
 use crate::limits::Limits;
 use crate::plan::BindOptions;
+use crate::report::text::plural;
 use crate::report::{CompareReport, ComparedTarget, Note, Truncation};
 use crate::rules;
 
@@ -88,7 +89,10 @@ pub fn compare(
     let together = all.overlap();
     let chance = all.chance();
     let relation = verdict::relation(&all, &together);
-    let verdict = verdict::sentence(relation, &together, chance, &all);
+    let verdict = match adapters.iter().find(|adapter| adapter.targets().is_empty()) {
+        Some(adapter) => format!("nothing can be said: {} has no low-rank updates", adapter.label()),
+        None => verdict::sentence(relation, &together, chance, &all),
+    };
     let target = |(tensor, figures): (String, Figures)| ComparedTarget {
         ranks: figures.ranks,
         overlap: figures.overlap(),
@@ -113,8 +117,29 @@ pub fn compare(
         targets: targets.into_iter().map(target).collect(),
         only_first: only(0),
         only_second: only(1),
-        warnings: adapters.iter().flat_map(|adapter| adapter.warnings()).map(Note::from).collect(),
+        warnings: adapters
+            .iter()
+            .flat_map(|one| one.warnings().iter().cloned().chain(beside(one)))
+            .map(|d| Note::from(&d))
+            .collect(),
     })
+}
+
+/// What an adapter has that is no low-rank update, and is not compared.
+fn beside(adapter: &Adapter) -> Option<Diagnostic> {
+    let biases = adapter.targets().iter().filter(|target| target.bias.is_some()).count();
+    let magnitudes = adapter.targets().iter().filter(|target| target.magnitude.is_some()).count();
+    let counts = [
+        (adapter.replacements().len(), "full tensor"),
+        (adapter.rows().len(), "tensor with replaced rows"),
+        (adapter.rescalings().len(), "multiplied tensor"),
+        (magnitudes, "magnitude vector"),
+        (biases, "bias update"),
+    ];
+    let held: Vec<String> =
+        counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| plural(*count as u64, what)).collect();
+    let message = format!("only low-rank updates are compared, and it has more: {}", held.join(", "));
+    (!held.is_empty()).then(|| Diagnostic::new(rules::METHOD_SUPPORTED, message).file(adapter.label()))
 }
 
 /// ‖Δ‖/‖W‖ of both adapters, by tensor.

@@ -15,6 +15,7 @@ pub(super) fn relation(all: &Figures, overlap: &Overlap) -> &'static str {
     let ratio = overlap.norms[0] / overlap.norms[1];
     match overlap.cosine {
         _ if all.is_empty() => "disjoint",
+        _ if overlap.norms.contains(&0.0) => "zero",
         cosine if cosine > 1.0 - SAME && (ratio - 1.0).abs() < SAME => "same",
         cosine if cosine > REDUNDANT => "redundant",
         cosine if cosine > ALIGNED => "aligned",
@@ -29,6 +30,7 @@ pub(super) fn sentence(relation: &str, overlap: &Overlap, chance: f64, all: &Fig
     let as_random = overlap.cosine.abs() <= 3.0 * chance;
     let mut text = match relation {
         "disjoint" => return "they update different tensors: their sum is both of them, and costs no rank".to_owned(),
+        "zero" => return "one of the updates is zero: the sum is the other one".to_owned(),
         "same" => "they are the same update: their sum is one of them twice".to_owned(),
         "redundant" => {
             "they are nearly the same update: their sum is about one of them twice, so let the weights add up to 1".to_owned()

@@ -49,7 +49,7 @@ pub fn resize(adapter: &Adapter, output: &Path, options: &ResizeOptions, progres
         tool: format!("loratool {}", env!("CARGO_PKG_VERSION")),
         inputs: vec![LineageInput { role: "adapter".into(), dialect: adapter.dialect().into(), content: root.finish() }],
         parameters: json!({
-            "dtype": options.dtype.map(|dtype| dtype.to_string()), "for": options.loader.map(|loader| format!("{loader:?}").to_lowercase()),
+            "dtype": options.dtype.map(|dtype| dtype.to_string()), "for": options.loader.map(crate::Loader::name),
             "rank": options.rank.described(), "split": options.split.name(),
         })
         .to_string(),

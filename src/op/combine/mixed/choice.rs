@@ -1,7 +1,7 @@
 //! Which version of a part the result has, or their mean: what the policy decides, and what is plain without one.
 
 use super::version::Version;
-use super::{Mixer, Named};
+use super::{Mixer, Named, narrowed};
 use crate::error::{Diagnostic, Result};
 use crate::exec::float_of;
 use crate::op::combine::options::PartsPolicy;
@@ -58,9 +58,7 @@ impl Mixer<'_> {
         let total = shape.elements();
         for from in (0..total).step_by(PIECE as usize) {
             let values = self.values(&Choice::Mean, versions, from, PIECE.min(total - from))?;
-            let mut raw = vec![0; values.len() * float.size()];
-            float.narrow(&values, &mut raw);
-            self.spool.put(place, from * float.size() as u64, &raw)?;
+            self.spool.put(place, from * float.size() as u64, &narrowed(&values, float, tensor)?)?;
         }
         Ok(Some(Named::Spooled(name)))
     }
@@ -124,7 +122,10 @@ impl Mixer<'_> {
 
     pub(super) fn refuse(&mut self, what: &str, tensor: &str, why: &str) {
         let message = format!("the {what} of {tensor:?} has no sum: {why}");
-        let help = "give --parts first or --parts average, or take it out of the adapters first";
+        let help = match self.policy {
+            PartsPolicy::Average => "give --parts first, or take it out of the adapters first",
+            _ => "give --parts first or --parts average, or take it out of the adapters first",
+        };
         self.problems.push(Diagnostic::new(rules::METHOD_SUPPORTED, message).tensor(tensor).help(help));
     }
 }

@@ -8,12 +8,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::align::Sum;
-use super::options::PartsPolicy;
+use super::options::{CombineOptions, PartsPolicy};
 use super::stacked::common_dtype;
 use super::weights::Weights;
 use crate::adapter::{Adapter, BiasDelta, Factor, Replacement, Rescaling, RowReplacement};
 use crate::error::{Diagnostic, Error, Result};
 use crate::exec::float_of;
+use crate::kernel::Float;
 use crate::op::spool::Spool;
 use crate::report::text::plural;
 use crate::rules;
@@ -38,6 +39,8 @@ struct Mixer<'m> {
     order: &'m [usize],
     weights: &'m Weights<'m>,
     policy: PartsPolicy,
+    /// The method leaves an update that is the only one as it is.
+    keeps: bool,
     spool: Spool,
     problems: Vec<Diagnostic>,
     /// How many parts of each sort the policy decided on.
@@ -53,10 +56,11 @@ pub(super) fn mix(
     order: &[usize],
     sums: &[Sum],
     weights: &Weights<'_>,
-    policy: PartsPolicy,
+    options: &CombineOptions,
     spool: Spool,
 ) -> Result<Mixed> {
-    let mut mixer = Mixer { adapters, order, weights, policy, spool, problems: Vec::new(), decided: BTreeMap::new() };
+    let (policy, keeps) = (options.parts, options.method.keeps_single_updates());
+    let mut mixer = Mixer { adapters, order, weights, policy, keeps, spool, problems: Vec::new(), decided: BTreeMap::new() };
     let whole = mixer.wholes()?;
     let rows = mixer.rows(&whole)?;
     let rescaled = mixer.rescaled()?;
@@ -107,7 +111,24 @@ pub(super) fn mix(
     Ok(mixed)
 }
 
+/// Values as they are stored.
+///
+/// # Errors
+/// `A-031`.
+fn narrowed(values: &[f64], float: Float, tensor: &str) -> Result<Vec<u8>> {
+    let mut raw = vec![0; values.len() * float.size()];
+    float.narrow(values, &mut raw);
+    let mut back = vec![0.0f64; values.len()];
+    float.widen(&raw, &mut back);
+    if back.iter().all(|value| value.is_finite()) {
+        return Ok(raw);
+    }
+    let message = format!("what is stored beside the update of {tensor:?} leaves the range of {float:?}");
+    Err(Error::new(rules::RESULT_FINITE, message).tensor(tensor).help("give smaller weights"))
+}
+
 /// A tensor of the result before the spool is read.
+#[derive(Clone)]
 enum Named {
     Factor(Factor),
     Spooled(String),
@@ -142,7 +163,7 @@ impl<'m> Mixer<'m> {
         for (place, adapter) in self.adapters.iter().enumerate() {
             adapter.rescalings().iter().for_each(|it| all.entry(&it.tensor).or_default().push((place, it)));
         }
-        let mut taken = Vec::new();
+        let (mut taken, mut known) = (Vec::new(), BTreeMap::<_, Option<Named>>::new());
         for (tensor, all) in all {
             let all = self.weighted(tensor, all.into_iter());
             let Some((_, _, first)) = all.first() else { continue };
@@ -155,9 +176,14 @@ impl<'m> Mixer<'m> {
                 continue;
             }
             let versions: Vec<_> = all.iter().map(|(place, weight, it)| Version::whole(*place, *weight, &it.by)).collect();
-            if let Some(by) = self.mixed("multiplier", tensor, "by", &versions)? {
-                taken.push((*first, by));
-            }
+            // Weight and bias of a layer have their multiplier in common.
+            let key: Vec<_> = all.iter().map(|(place, weight, it)| (*place, weight.to_bits(), it.by.name())).collect();
+            let by = match known.get(&key) {
+                Some(by) => by.clone(),
+                None => self.mixed("multiplier", tensor, "by", &versions)?,
+            };
+            taken.extend(by.clone().map(|by| (*first, by)));
+            known.insert(key, by);
         }
         Ok(taken)
     }
@@ -204,8 +230,7 @@ impl<'m> Mixer<'m> {
             for (i, versions) in by_row.values().enumerate() {
                 let Some(choice) = self.choose("row", tensor, versions)? else { continue };
                 let values = self.values(&choice, versions, 0, len)?;
-                let mut raw = vec![0; values.len() * float.size()];
-                float.narrow(&values, &mut raw);
+                let raw = narrowed(&values, float, tensor)?;
                 self.spool.put(place, (i * raw.len()) as u64, &raw)?;
             }
             taken.push((tensor.to_owned(), rows, Named::Spooled(name)));
@@ -215,10 +240,11 @@ impl<'m> Mixer<'m> {
 
     /// How many adapters replace a tensor, or rows of it.
     fn owners(&self, tensor: &str) -> usize {
-        let has = |adapter: &&&Adapter| {
-            adapter.replacements().iter().any(|it| it.tensor == tensor) || adapter.rows().iter().any(|it| it.tensor == tensor)
+        let has = |(place, adapter): &(usize, &&Adapter)| {
+            let mut whole = adapter.replacements().iter().map(|it| &it.tensor).chain(adapter.rows().iter().map(|it| &it.tensor));
+            self.weights.of(*place, tensor) != 0.0 && whole.any(|it| it == tensor)
         };
-        self.adapters.iter().filter(has).count()
+        self.adapters.iter().enumerate().filter(has).count()
     }
 
     /// Magnitudes make an update something else than a term of a sum, but where it is the only one.
@@ -230,7 +256,7 @@ impl<'m> Mixer<'m> {
             let of = |part: &&super::align::Part| part.target.magnitude.is_some();
             let Some(first) = parts.iter().find(|part| of(part)) else { continue };
             let Some(magnitude) = &first.target.magnitude else { continue };
-            if sum.parts.len() == 1 && first.weight == 1.0 {
+            if self.keeps && sum.parts.len() == 1 && first.weight == 1.0 {
                 taken.push((sum.tensor.clone(), Named::Factor(magnitude.clone())));
                 continue;
             }
@@ -271,9 +297,7 @@ impl<'m> Mixer<'m> {
             let name = format!("bias of {}", sum.tensor);
             let place = self.spool.reserve(&name, TensorInfo { dtype, shape });
             let float = float_of(dtype).unwrap_or_else(|| unreachable!("one of two"));
-            let mut raw = vec![0; total.len() * float.size()];
-            float.narrow(&total, &mut raw);
-            self.spool.put(place, 0, &raw)?;
+            self.spool.put(place, 0, &narrowed(&total, float, &sum.tensor)?)?;
             taken.push((sum.tensor.clone(), first.tensor.clone(), Named::Spooled(name)));
         }
         Ok(taken)

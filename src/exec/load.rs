@@ -34,16 +34,10 @@ fn whole(factor: &Factor, first: u64, count: u64, raw: &mut Vec<u8>, out: &mut V
     }
 }
 
-/// Refuses values of an update that have left the range of f64: no method can tell which of them are large.
-///
-/// # Errors
-/// `A-031`.
-pub(crate) fn check_update(values: &[f64], tensor: &str) -> Result<()> {
-    if values.iter().fold(true, |all, value| all & value.is_finite()) {
-        return Ok(());
-    }
+/// Values of an update have left the range of f64: no method can tell which of them are large (`A-031`).
+pub(crate) fn overflowed(tensor: &str) -> Error {
     let message = format!("the update of {tensor:?} leaves the range of f64");
-    Err(Error::new(rules::RESULT_FINITE, message).tensor(tensor).help("the factors of an adapter, or its weight, are too large"))
+    Error::new(rules::RESULT_FINITE, message).tensor(tensor).help("the factors of an adapter, or its weight, are too large")
 }
 
 /// Checks that every value of a tensor is finite, piece by piece.

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use super::block::{in_slice, rows_cols};
-use super::load::check_update;
+use super::load::overflowed;
 use super::scaled::{Buffers, product};
 use crate::error::{Error, Result};
 use crate::kernel::Isa;
@@ -33,8 +33,9 @@ pub(super) fn sums(
     let width = ((cols.end - cols.start) as usize).max(1);
     let mut blocks = Vec::with_capacity(change.contributions.len());
     for (i, contribution) in change.contributions.iter().enumerate() {
-        product(isa, change, contribution, rows, cols, buffers)?;
-        check_update(&buffers.delta, &change.name)?;
+        if !product(isa, change, contribution, rows, cols, buffers)? {
+            return Err(overflowed(&change.name));
+        }
         let mut block = std::mem::take(&mut buffers.delta);
         let keep = keeps.get(slice.index as usize).and_then(|keeps| keeps.get(i)).copied().unwrap_or(Keep::All);
         let lay = Lay::of(change, contribution);
@@ -124,8 +125,9 @@ impl Reading for Update<'_, '_> {
             let strip = (STRIP / self.cols.max(1)).max(1);
             for start in (0..high).step_by(strip as usize) {
                 let rows = self.rows.start + start..self.rows.start + (start + strip).min(high);
-                product(self.isa, self.change, self.contribution, &rows, &(0..self.cols), &mut buffers)?;
-                check_update(&buffers.delta, &self.change.name)?;
+                if !product(self.isa, self.change, self.contribution, &rows, &(0..self.cols), &mut buffers)? {
+                    return Err(overflowed(&self.change.name));
+                }
                 step(start * self.cols, &buffers.delta);
             }
             return Ok(());
@@ -134,8 +136,9 @@ impl Reading for Update<'_, '_> {
         let mut turned = Vec::new();
         for start in (0..self.cols).step_by(strip as usize) {
             let cols = start..(start + strip).min(self.cols);
-            product(self.isa, self.change, self.contribution, &self.rows, &cols, &mut buffers)?;
-            check_update(&buffers.delta, &self.change.name)?;
+            if !product(self.isa, self.change, self.contribution, &self.rows, &cols, &mut buffers)? {
+                return Err(overflowed(&self.change.name));
+            }
             let width = (cols.end - cols.start) as usize;
             turned.clear();
             turned.extend((0..width).flat_map(|j| buffers.delta.iter().skip(j).step_by(width)).copied());

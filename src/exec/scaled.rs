@@ -79,7 +79,7 @@ pub(super) fn sums(
     Ok(())
 }
 
-/// A block of what one adapter adds, into `buffers.delta`, with the bits of an unscaled merge.
+/// A block of what one adapter adds, into `buffers.delta`, with the bits of an unscaled merge. Are all values finite?
 ///
 /// # Errors
 /// `A-008`, `E-001`, `E-004`.
@@ -90,22 +90,21 @@ pub(super) fn product(
     rows: &Range<u64>,
     cols: &Range<u64>,
     buffers: &mut Buffers,
-) -> Result<()> {
+) -> Result<bool> {
     let (_, total) = rows_cols(change);
     let count = ((rows.end - rows.start) * (cols.end - cols.start)) as usize;
     buffers.delta.clear();
     buffers.delta.resize(count, 0.0);
     let rank = contribution.rank;
     if rank == 0 {
-        return Ok(());
+        return Ok(true);
     }
     let Buffers { raw, left: l, right: r, delta, .. } = buffers;
     let (slice, within) = in_slice(change, rows);
     left(&contribution.left, slice, within, rank, raw, l)?;
     right(&contribution.right, slice, cols.clone(), rank, total, raw, r)?;
     let part = Part { left: l, right: r, rank: rank as usize, scale: contribution.scale };
-    delta_tile(isa, (cols.end - cols.start) as usize, &[part], delta);
-    Ok(())
+    Ok(delta_tile(isa, (cols.end - cols.start) as usize, &[part], delta))
 }
 
 /// What a block is multiplied by, one factor for each of its rows or columns. `base` and `delta` are the block of W and of the update;

@@ -158,21 +158,22 @@ pub(crate) fn update_tile<V: Value>(isa: Isa, tile: &mut Tile<'_>, parts: &[Part
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma")]
-fn deltas_avx2<V: Value>(cols: usize, parts: &[Part<'_, V>], out: &mut [f64]) {
-    deltas::<V, true>(cols, parts, out);
+fn deltas_avx2<V: Value>(cols: usize, parts: &[Part<'_, V>], out: &mut [f64]) -> bool {
+    deltas::<V, true>(cols, parts, out)
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-fn deltas_avx512<V: Value>(cols: usize, parts: &[Part<'_, V>], out: &mut [f64]) {
-    deltas::<V, true>(cols, parts, out);
+fn deltas_avx512<V: Value>(cols: usize, parts: &[Part<'_, V>], out: &mut [f64]) -> bool {
+    deltas::<V, true>(cols, parts, out)
 }
 
-/// Computes `out = Σ scale · L · R`, `(rows, cols)`: the update that [`update_tile`] adds, with the same bits.
+/// Computes `out = Σ scale · L · R`, `(rows, cols)`: the update that [`update_tile`] adds, with the same bits. False if a value is not finite.
 ///
 /// # Panics
 /// As [`update_tile`].
-pub(crate) fn delta_tile<V: Value>(isa: Isa, cols: usize, parts: &[Part<'_, V>], out: &mut [f64]) {
+#[must_use]
+pub(crate) fn delta_tile<V: Value>(isa: Isa, cols: usize, parts: &[Part<'_, V>], out: &mut [f64]) -> bool {
     assert!(Isa::available().contains(&isa), "{isa:?} is not available on this machine");
     match isa {
         Isa::Portable => deltas::<V, false>(cols, parts, out),
@@ -266,7 +267,10 @@ mod tests {
         let wanted = oracle(Float::F64, &vec![0; 8 * rows * cols], cols, &parts);
         for isa in Isa::available() {
             let mut out = vec![1.0; rows * cols];
-            delta_tile(isa, cols, &parts, &mut out);
+            assert!(delta_tile(isa, cols, &parts, &mut out), "{isa:?}");
+            let big: Vec<f64> = left.iter().map(|l| 1e300 * l).collect();
+            let huge = [Part { left: &big, right: &right, rank, scale: 1e300 }];
+            assert!(!delta_tile(isa, cols, &huge, &mut out.clone()), "{isa:?}");
             let bits = |value: &f64| value.to_bits() << 1;
             let raw = wanted.as_chunks::<8>().0.iter().map(|raw| f64::from_le_bytes(*raw));
             assert!(out.iter().zip(raw).all(|(x, y)| bits(x) == bits(&y)), "{isa:?}");

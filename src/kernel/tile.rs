@@ -126,22 +126,30 @@ pub(super) fn update<F: Format, G: Format, V: Value, const FMA: bool>(tile: &mut
     sums.finish()
 }
 
-/// The updates alone, of all rows that fit in `out`, in f64: what [`update`] adds to the base.
+/// The updates alone, of all rows that fit in `out`, in f64: what [`update`] adds to the base. Are all of them finite?
 #[inline(always)]
-pub(super) fn deltas<V: Value, const FMA: bool>(cols: usize, parts: &[Part<'_, V>], out: &mut [f64]) {
-    let mut start = 0;
+pub(super) fn deltas<V: Value, const FMA: bool>(cols: usize, parts: &[Part<'_, V>], out: &mut [f64]) -> bool {
+    let (mut start, mut finite) = (0, true);
     while start < cols {
         let end = (start + PANEL).min(cols);
         for (row, out) in out.chunks_exact_mut(cols).enumerate() {
             let (blocks, rest) = out[start..end].as_chunks_mut::<BLOCK>();
             for (i, block) in blocks.iter_mut().enumerate() {
                 *block = delta::<V, BLOCK, FMA>(row, start + i * BLOCK, cols, parts);
+                finite &= all_finite(block);
             }
             let at = end - rest.len();
             rest.copy_from_slice(&short_delta::<V, FMA>(row, at, rest.len(), cols, parts)[..rest.len()]);
+            finite &= all_finite(rest);
         }
         start = end;
     }
+    finite
+}
+
+#[inline(always)]
+fn all_finite(values: &[f64]) -> bool {
+    values.iter().fold(true, |all, value| all & value.is_finite())
 }
 
 /// Updates `n` values of one row, at most a block, from column `at` on.

@@ -75,13 +75,13 @@ fn targets(report: &CompareReport, every_target: bool) -> String {
     let rows = groups.iter().zip(labels(&groups)).map(|(group, label)| {
         let of = || group.members.iter().map(|i| &report.targets[*i]);
         let range = |f: &dyn Fn(&ComparedTarget) -> f64, show: &dyn Fn(f64) -> String| figure::range(of().map(f), show);
-        let two = |x: f64| figure::significant(x, 2);
+        let two = |x: f64| format!("{:.2}", x + 0.0);
         let mut row = vec![
             label,
             group.layers(),
             group.members.len().to_string(),
             range(&|t| t.overlap.cosine, &two),
-            range(&|t| t.overlap.sign_conflict, &|x| figure::significant(x, 2)),
+            range(&|t| t.overlap.sign_conflict, &two),
             range(&|t| t.output_angle.min(t.input_angle), &|x| format!("{x:.0}°")),
             range(&|t| t.rank_10 as f64, &|x| format!("{x}")),
         ];

@@ -10,7 +10,7 @@ use std::ops::Range;
 use super::align::{Part, Sum};
 use super::method::CombineMethod;
 use crate::error::{Error, Result};
-use crate::exec::{Progress, check_update, interrupted, read_factors};
+use crate::exec::{Progress, interrupted, overflowed, read_factors};
 use crate::kernel::fusion::{Keep, Reading, Tally, key};
 use crate::kernel::{self, Isa, delta_tile};
 
@@ -44,8 +44,7 @@ impl Update<'_> {
         let left = &self.left[rows.start * self.rank..rows.end * self.rank];
         let part = kernel::Part { left, right: &self.right, rank: self.rank, scale: self.scale };
         out.resize(rows.len() * self.cols, 0.0);
-        delta_tile(self.isa, self.cols, &[part], out);
-        check_update(out, self.tensor)
+        if delta_tile(self.isa, self.cols, &[part], out) { Ok(()) } else { Err(overflowed(self.tensor)) }
     }
 }
 

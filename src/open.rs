@@ -125,7 +125,7 @@ fn no_weights(path: &Path) -> Error {
     } else if has("model.safetensors") || has("model.safetensors.index.json") {
         Error::new(rules::ROLES, "the folder holds a model, not an adapter; arguments swapped?")
             .file(path)
-            .help("the base comes first: merge BASE --adapter ADAPTER")
+            .help("give the folder of an adapter; a base comes first in merge, and behind --base elsewhere")
     } else if has("adapters.safetensors") {
         Error::new(
             rules::FOREIGN_DIALECT,

@@ -164,6 +164,27 @@ fn bytes_do_not_depend_on_how_the_work_is_split() {
     }
 }
 
+/// Of updates that cancel, the order of the sum is in the bits.
+#[test]
+fn the_order_of_adapters_changes_no_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |name: &str| open_adapter(fixture("adapters").join(name)).unwrap();
+    let (one, two) = (open("llama-qv-r8"), open("llama-all-r4"));
+    let base = open_checkpoint(fixture("models/llama-tiny-f32")).unwrap();
+    let all = [(&one, 1e12), (&two, 1.0), (&one, -1e12)].map(|(adapter, weight)| Weighted { adapter, weight });
+    for method in [CombineMethod::MagnitudePrune { density: 1.0 }, CombineMethod::Tsv] {
+        let mut seen: Vec<Vec<f64>> = Vec::new();
+        for (i, order) in [[0, 1, 2], [0, 2, 1], [2, 1, 0], [1, 0, 2]].into_iter().enumerate() {
+            let mut options = options(method);
+            options.allow_repeat = true;
+            let out = folder.path().join(format!("{} {i}", method.name()));
+            merge(&base, &order.map(|place| all[place]), &out, &options, &()).unwrap();
+            seen.push(values(&open_checkpoint(&out).unwrap(), "model.layers.0.self_attn.q_proj.weight"));
+        }
+        assert!(seen.iter().all(|values| *values == seen[0]), "{}", method.name());
+    }
+}
+
 #[test]
 fn what_has_no_meaning_with_a_method_is_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -24,6 +24,22 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// The name in reports.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Kind::Linear(Orientation::OutIn) => "linear",
+            Kind::Linear(Orientation::InOut) => "linear_transposed",
+            Kind::Linear(Orientation::Undeclared) => "linear_undeclared",
+            Kind::Embedding => "embedding",
+            Kind::Conv => "conv",
+            Kind::Flat => "flat",
+            Kind::Shared(_) => "shared",
+            Kind::Experts(Orientation::OutIn) => "experts_out_in",
+            Kind::Experts(Orientation::InOut) => "experts_in_out",
+            Kind::Experts(Orientation::Undeclared) => "experts_undeclared",
+        }
+    }
+
     /// The same kind of layer the other way round; `None` for kinds that have no orientation.
     pub(crate) fn orientation(self) -> Option<Orientation> {
         match self {

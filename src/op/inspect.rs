@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::{family, method};
-use crate::adapter::{Adapter, Axis, Kind, Orientation, Target};
+use crate::adapter::{Adapter, Axis, Target};
 use crate::checkpoint::{Checkpoint, Shard};
 use crate::error::Result;
 use crate::exec;
@@ -89,18 +89,7 @@ fn target_report(target: &Target, options: &InspectOptions) -> Result<TargetRepo
     };
     Ok(TargetReport {
         tensor: target.tensor.clone(),
-        kind: match target.kind {
-            Kind::Linear(Orientation::OutIn) => "linear",
-            Kind::Linear(Orientation::InOut) => "linear_transposed",
-            Kind::Linear(Orientation::Undeclared) => "linear_undeclared",
-            Kind::Embedding => "embedding",
-            Kind::Conv => "conv",
-            Kind::Flat => "flat",
-            Kind::Shared(_) => "shared",
-            Kind::Experts(Orientation::OutIn) => "experts_out_in",
-            Kind::Experts(Orientation::InOut) => "experts_in_out",
-            Kind::Experts(Orientation::Undeclared) => "experts_undeclared",
-        },
+        kind: target.kind.name(),
         out,
         inner,
         rank: target.scaling.rank,

@@ -240,36 +240,8 @@ impl Record {
     /// # Errors
     /// `A-032`.
     pub(super) fn refuse_again(&self, adapters: &[Weighted<'_>], entries: &[Merged]) -> Result<()> {
-        for (weighted, entry) in adapters.iter().zip(entries) {
-            let present = self.weight_of(&entry.content);
-            if entry.weight < 0.0 && self.is_mixed(&entry.content) {
-                let message = "the adapter is in the base as a part of what a method made of several, and subtracting it leaves another rest";
-                let help = "take all of it out by the undo log of that merge, or get the base again";
-                return Err(Error::new(rules::ADAPTER_ONCE, message).file(weighted.adapter.label()).help(help));
-            }
-            if present * entry.weight > 0.0 {
-                let (what, more) = match entry.weight > 0.0 {
-                    true => (
-                        "is in the base already",
-                        "to take it out, use loratool unmerge; to apply more of it, pass --allow-repeat",
-                    ),
-                    false => (
-                        "was taken out of the base already",
-                        "to put it back, merge it; to take out more of it, merge --allow-repeat",
-                    ),
-                };
-                let message = format!("the adapter {what}, with weight {present}, by the record of its merges");
-                let help = format!("{RECORD} names it; {more}");
-                return Err(Error::new(rules::ADAPTER_ONCE, message).file(weighted.adapter.label()).help(help));
-            }
-        }
-        Ok(())
-    }
-
-    /// Did a method make something of it that is in the checkpoint?
-    fn is_mixed(&self, content: &str) -> bool {
-        let made = self.merges.iter().flat_map(|step| &step.adapters).filter_map(|merged| merged.by.as_ref());
-        made.flat_map(|made| &made.of).any(|part| part.content == content)
+        let mut all = adapters.iter().zip(entries);
+        all.try_for_each(|(weighted, entry)| self.refuse_one(entry, weighted.adapter.label()))
     }
 
     /// Refuses what a method was made of, if that is in the checkpoint already.
@@ -277,15 +249,32 @@ impl Record {
     /// # Errors
     /// `A-032`.
     pub(super) fn refuse_parts_again(&self, entries: &[Merged]) -> Result<()> {
-        for part in entries.iter().filter_map(|entry| entry.by.as_ref()).flat_map(|by| &by.of) {
-            let present = self.weight_of(&part.content);
-            if present * part.weight > 0.0 {
-                let message = format!("the adapter is in the base already, with weight {present}, by the record of its merges");
-                let help = format!("{RECORD} names it; to apply more of it, pass --allow-repeat");
-                return Err(Error::new(rules::ADAPTER_ONCE, message).file(&part.adapter).help(help));
-            }
-        }
-        Ok(())
+        let mut parts = entries.iter().filter_map(|entry| entry.by.as_ref()).flat_map(|by| &by.of);
+        parts.try_for_each(|part| self.refuse_one(part, &part.adapter))
+    }
+
+    fn refuse_one(&self, entry: &Merged, label: &str) -> Result<()> {
+        let present = self.weight_of(&entry.content);
+        let (what, more) = if entry.weight < 0.0 && self.is_mixed(&entry.content) {
+            (
+                "is in the base as a part of what a method made of several, and subtracting it leaves another rest",
+                "take all of it out by the undo log of that merge, or get the base again",
+            )
+        } else if present * entry.weight <= 0.0 {
+            return Ok(());
+        } else if entry.weight > 0.0 {
+            ("is in the base already", "to take it out, use loratool unmerge; to apply more of it, pass --allow-repeat")
+        } else {
+            ("was taken out of the base already", "to put it back, merge it; to take out more of it, merge --allow-repeat")
+        };
+        let message = format!("the adapter {what}, with weight {present}, by the record of its merges");
+        Err(Error::new(rules::ADAPTER_ONCE, message).file(label).help(format!("{RECORD} names it; {more}")))
+    }
+
+    /// Did a method make something of it that is in the checkpoint?
+    fn is_mixed(&self, content: &str) -> bool {
+        let made = self.merges.iter().flat_map(|step| &step.adapters).filter_map(|merged| merged.by.as_ref());
+        made.flat_map(|made| &made.of).any(|part| part.content == content)
     }
 
     /// Adapters that are taken out, and that are not in the checkpoint with that weight.

@@ -67,24 +67,10 @@ fn f22_a_stale_handle_is_a_file_that_changed() {
     }
 }
 
-/// What a shell starts in the background ignores SIGINT, and so does what it starts.
-fn interrupts_are_ignored() -> bool {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:")).unwrap().trim();
-    let is_ignored = u64::from_str_radix(mask, 16).unwrap() & (1 << 1) != 0;
-    if is_ignored {
-        eprintln!("SIGINT is ignored here: not tested");
-    }
-    is_ignored
-}
-
 /// A signal before every call: what was staged is removed, or the result is complete; in place, it can be completed. After the last look
 /// at the signals everything is done, and a signal changes nothing.
 #[test]
 fn f23_a_signal_at_any_time_ends_with_the_old_or_the_new() {
-    if interrupts_are_ignored() {
-        return;
-    }
     for scene in ALL {
         let known = scene.known();
         let (_folder, trace) = known.trace();
@@ -119,9 +105,6 @@ fn f23_a_signal_at_any_time_ends_with_the_old_or_the_new() {
 /// The second signal ends the process where it is: nothing has the output's name that is not the whole output.
 #[test]
 fn f23_a_second_signal_ends_at_once() {
-    if interrupts_are_ignored() {
-        return;
-    }
     for scene in [FOLDER, REPLACED, IN_PLACE] {
         let known = scene.known();
         let (_folder, trace) = known.trace();

@@ -253,8 +253,15 @@ pub fn is_staging(name: &str) -> bool {
 
 fn run(folder: &Path, args: &[&str], env: &[(&str, String)]) -> Output {
     let args = args.iter().map(|arg| arg.replace('@', folder.to_str().unwrap()));
-    let mut command = Command::new(env!("CARGO_BIN_EXE_loratool"));
-    command.args(args).envs(env.iter().map(|(key, value)| (*key, value))).stdin(Stdio::null()).output().unwrap()
+    // What a shell starts in the background ignores SIGINT, and so would what it starts.
+    let mut command = Command::new("env");
+    command
+        .args(["--default-signal=INT", env!("CARGO_BIN_EXE_loratool")])
+        .args(args)
+        .envs(env.iter().map(|(key, value)| (*key, value)))
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
 }
 
 fn copy(from: &Path, to: &Path) {

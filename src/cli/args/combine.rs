@@ -171,5 +171,6 @@ Examples:
   negate:    loratool combine ./a:-1 -o ./opposite
   scale:     loratool combine ./a:0.5 -o ./half
 
-Updates are combined, never A with A and B with B. What a rank costs is known
-and not estimated, and is said before anything is written.";
+Without a rule for ranks they add up. Updates are combined, never A with A and
+B with B. What a rank costs is known and not estimated, and is said before
+anything is written.";

@@ -30,7 +30,7 @@ use std::path::Path;
 use super::digests::{content, verify};
 use super::spool::Spool;
 use super::write;
-use crate::adapter::{Adapter, AdapterParts, BaseIdentity, Lineage, Rescaling, Target};
+use crate::adapter::{Adapter, AdapterParts, Axis, BaseIdentity, Kind, Lineage, Rescaling, Target};
 use crate::error::{Diagnostic, Error, Result};
 use crate::exec::{self, Progress};
 use crate::io::{Overwrite, check_output};
@@ -243,8 +243,11 @@ fn roots(adapters: &[&Adapter], progress: &dyn Progress) -> Result<Vec<String>> 
 
 /// The digest of what the tensors of an adapter do not say: which tensors of the base they change, as what, and with which scales.
 fn scaling(adapter: &Adapter) -> String {
-    let target = |it: &Target| format!("{} {:?} {:e}\n", it.tensor, it.kind, it.scaling.effective());
-    let rescaling = |it: &Rescaling| format!("{} {:?} {:?}\n", it.tensor, it.axis, it.orientation);
+    let target = |it: &Target| format!("{} {} {:e}\n", it.tensor, it.kind.name(), it.scaling.effective());
+    let rescaling = |it: &Rescaling| {
+        let along = if it.axis == Axis::Output { "outputs" } else { "inputs" };
+        format!("{} {} {along}\n", it.tensor, Kind::Linear(it.orientation).name())
+    };
     let mut said: String = adapter.targets().iter().map(target).collect();
     said.extend(adapter.rescalings().iter().map(rescaling));
     said.extend(adapter.replacements().iter().map(|it| format!("{}\n", it.tensor)));

@@ -13,6 +13,9 @@ use crate::error::{Error, Result};
 use crate::rules;
 use crate::tensor::{Dtype, Shape, TensorInfo, TensorSource};
 
+/// The bits of the exponent of an f64: alone they are the power of two that is next below a normal number.
+const EXPONENT: u64 = 0x7ff << 52;
+
 /// How the factors of a sum are put side by side.
 pub(super) struct Layout {
     pub(super) dtype: Dtype,
@@ -53,7 +56,8 @@ impl Layout {
                 is_exact = is_exact && wide.iter().all(|gain| gain.abs() == 1.0);
                 // A power of two moves no bit of A, and keeps its values in the range of the dtype.
                 let most = wide.iter().fold(0.0, |most: f64, gain| most.max(gain.abs()));
-                let scale = if has_bias || most == 0.0 { 1.0 } else { most.log2().floor().exp2() };
+                let power = f64::from_bits(most.to_bits() & EXPONENT);
+                let scale = if has_bias || power == 0.0 { 1.0 } else { power };
                 gains.push(wide.iter().map(|gain| gain / scale).collect());
                 scales.push(scale);
             }

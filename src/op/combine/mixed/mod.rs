@@ -111,6 +111,19 @@ pub(super) fn mix(
     Ok(mixed)
 }
 
+/// What the adapters have of one sort, each with its place among them, by the tensor that it is for.
+fn by_tensor<'m, T>(
+    adapters: &[&'m Adapter],
+    of: impl Fn(&'m Adapter) -> &'m [T],
+    tensor: impl Fn(&'m T) -> &'m str,
+) -> BTreeMap<&'m str, Vec<(usize, &'m T)>> {
+    let mut all: BTreeMap<&str, Vec<(usize, &T)>> = BTreeMap::new();
+    for (place, adapter) in adapters.iter().copied().enumerate() {
+        of(adapter).iter().for_each(|it| all.entry(tensor(it)).or_default().push((place, it)));
+    }
+    all
+}
+
 /// Values as they are stored.
 ///
 /// # Errors
@@ -142,12 +155,8 @@ impl<'m> Mixer<'m> {
     }
 
     fn wholes(&mut self) -> Result<Vec<(&'m Replacement, Named)>> {
-        let mut all: BTreeMap<&str, Vec<(usize, &'m Replacement)>> = BTreeMap::new();
-        for (place, adapter) in self.adapters.iter().enumerate() {
-            adapter.replacements().iter().for_each(|it| all.entry(&it.tensor).or_default().push((place, it)));
-        }
         let mut taken = Vec::new();
-        for (tensor, all) in all {
+        for (tensor, all) in by_tensor(self.adapters, Adapter::replacements, |it| &it.tensor) {
             let all = self.weighted(tensor, all.into_iter());
             let versions: Vec<_> = all.iter().map(|(place, weight, it)| Version::whole(*place, *weight, &it.with)).collect();
             let Some((_, _, first)) = all.first() else { continue };
@@ -159,12 +168,8 @@ impl<'m> Mixer<'m> {
     }
 
     fn rescaled(&mut self) -> Result<Vec<(&'m Rescaling, Named)>> {
-        let mut all: BTreeMap<&str, Vec<(usize, &'m Rescaling)>> = BTreeMap::new();
-        for (place, adapter) in self.adapters.iter().enumerate() {
-            adapter.rescalings().iter().for_each(|it| all.entry(&it.tensor).or_default().push((place, it)));
-        }
         let (mut taken, mut known) = (Vec::new(), BTreeMap::<_, Option<Named>>::new());
-        for (tensor, all) in all {
+        for (tensor, all) in by_tensor(self.adapters, Adapter::rescalings, |it| &it.tensor) {
             let all = self.weighted(tensor, all.into_iter());
             let Some((_, _, first)) = all.first() else { continue };
             let along = |it: &Rescaling| (it.axis, it.orientation);
@@ -190,12 +195,8 @@ impl<'m> Mixer<'m> {
 
     /// Row by row, as each may be trained by others.
     fn rows(&mut self, whole: &[(&'m Replacement, Named)]) -> Result<Vec<(String, Vec<u64>, Named)>> {
-        let mut all: BTreeMap<&str, Vec<(usize, &'m RowReplacement)>> = BTreeMap::new();
-        for (place, adapter) in self.adapters.iter().enumerate() {
-            adapter.rows().iter().for_each(|it| all.entry(&it.tensor).or_default().push((place, it)));
-        }
         let mut taken = Vec::new();
-        for (tensor, all) in all {
+        for (tensor, all) in by_tensor(self.adapters, Adapter::rows, |it| &it.tensor) {
             let all = self.weighted(tensor, all.into_iter());
             let Some((_, _, first)) = all.first() else { continue };
             let row_shape = |it: &RowReplacement| it.with.info().shape.dims().iter().skip(1).copied().collect::<Vec<u64>>();

@@ -251,6 +251,8 @@ fn what_a_method_merged_is_not_merged_again() {
         assert!(output.status.success() && text.contains(&format!("method       {method}")), "{text}");
         let (code, said) = told(here, &format!("merge {method} -a {two} -o again"));
         assert!(code == 2 && said.contains("A-032"), "{code} {said}");
+        let (code, said) = told(here, &format!("merge {method} -a {two}:0.5 -a @/adapters/llama-r1 --method ties -o again"));
+        assert!(code == 2 && said.contains("A-032") && said.contains("llama-all-r4"), "{code} {said}");
         // It is not in there by itself, so that to subtract it would undo something else.
         let (code, said) = told(here, &format!("unmerge {method} -a {two} -o again"));
         assert!(code == 2 && said.contains("undo log"), "{code} {said}");

@@ -31,7 +31,7 @@ fn every_figure_is_that_of_the_dense_updates() {
     for (one, other) in [("llama-qv-r8", "llama-all-r4"), ("llama-rslora", "llama-patterns"), ("llama-bf16", "llama-qv-r8")] {
         let (one, other) = (adapter(one), adapter(other));
         let report = compared(&one, &other);
-        let (mut inner, mut squares, mut sums) = (0.0, [0.0; 2], Vec::new());
+        let (mut inner, mut squares, mut sums, mut both) = (0.0, [0.0; 2], Vec::new(), Vec::new());
         for told in &report.targets {
             let of = |adapter: &Adapter| dense(adapter.targets().iter().find(|t| t.tensor == told.tensor).unwrap());
             let (x, y) = (of(&one), of(&other));
@@ -57,12 +57,25 @@ fn every_figure_is_that_of_the_dense_updates() {
             near(told.overlap.sign_conflict, differ, "signs");
             (inner, squares) = (inner + dot, [squares[0] + nx * nx, squares[1] + ny * ny]);
             sums.push((&x + &y).singular_values().unwrap());
+            both.push((x, y));
         }
         near(report.together.cosine, inner / (squares[0] * squares[1]).sqrt(), "cosine of all");
         let whole: f64 = sums.iter().flatten().map(|s| s * s).sum();
         for told in &report.truncation {
             let left: f64 = sums.iter().flat_map(|s| s.iter().skip(told.rank as usize)).map(|s| s * s).sum();
             assert!((told.error - (left / whole).sqrt()).abs() < 1e-7, "{told:?}");
+        }
+        for (i, row) in report.output_similarity.iter().enumerate() {
+            for (j, found) in row.iter().enumerate() {
+                let each = |(x, y): &(Mat<f64>, Mat<f64>)| {
+                    let (ux, uy) = (spaces(x).0, spaces(y).0);
+                    let (rows, cols) = ((i + 1).min(ux.ncols()), (j + 1).min(uy.ncols()));
+                    let common = ux.subcols(0, rows).transpose() * uy.subcols(0, cols);
+                    (common.squared_norm_l2(), rows.min(cols) as f64)
+                };
+                let (sum, most) = both.iter().map(each).fold((0.0, 0.0), |(s, m), (x, y)| (s + x, m + y));
+                near(*found, sum / most, "similarity");
+            }
         }
         let error = |rank: usize| {
             let left: f64 = sums.iter().flat_map(|s| s.iter().skip(rank)).map(|s| s * s).sum();

@@ -48,6 +48,8 @@ pub mod cli;
 mod codec;
 mod dialect;
 mod error;
+#[cfg(feature = "eval")]
+pub mod eval;
 mod exec;
 mod io;
 mod kernel;
@@ -75,10 +77,11 @@ pub use loader::{Basis, Effect, Loader, LoaderRule};
 pub use op::{
     ActStats, BakeOptions, Combination, CombineMethod, CombineOptions, CompareOptions, ConvertOptions, ConvertTo, ExtractOptions,
     InspectOptions, LayerWeight, MajoritySign, MergeOptions, Method, MethodNumbers, PartsPolicy, PeftCombination, PeftKind,
-    RankRule, Recipe, RecipeAdapter, RecoverOptions, ResizeOptions, RestPolicy, Split, StagedRecipe, Stated, Values,
+    RankRule, Recipe, RecipeAdapter, RecoverOptions, ResizeOptions, RestPolicy, Split, StagedRecipe, Stated, Unmerged, Values,
     VerifyOptions, bake, check_loaders, combine, compare, convert, delta_rows, dry_run, dry_run_each, dry_run_in_place, extract,
-    inspect_adapter, inspect_checkpoint, merge, merge_each, merge_in_place, merge_tensor, recompute_residual, recover, resize,
-    spectrum, unmerge_by_log, unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify, verify_digests,
+    inspect_adapter, inspect_checkpoint, linear_by_row, merge, merge_each, merge_in_place, merge_tensor, recompute_residual,
+    recover, resize, spectrum, unmerge_by_log, unmerge_by_subtraction, validate_adapter, validate_checkpoint, verify,
+    verify_digests,
 };
 pub use open::{OpenOptions, open_adapter, open_adapter_with, open_checkpoint, open_checkpoint_with};
 pub use plan::{BindOptions, Binding, Ignored, OutputOptions, Plan, Renaming, Rounding, Weighted};

@@ -145,6 +145,7 @@ rules! {
     JOURNAL           = "E-010", Integrity, "a journal is whole, and is that of the file";
     PENDING           = "E-011", Busy,  "no merge into the file is going on or interrupted";
     DECOMPOSED        = "E-012", Numeric, "a decomposition converges";
+    COMPUTED          = "E-013", Numeric, "a forward pass can be computed";
     ARGUMENT          = "U-001", Usage, "an argument has a value of its kind";
     OUTPUT_EXISTS     = "U-002", Usage, "output is not overwritten unasked";
     OUTPUT_IS_INPUT   = "U-003", Usage, "output is not an input, and is not written through a link";
@@ -154,4 +155,5 @@ rules! {
     PORTABLE          = "U-007", Mismatch, "what is baked can be said by a plain adapter";
     SOME_CHANGE       = "U-008", Negative, "the tuned checkpoint holds a change that an adapter can hold";
     LITTLE_LEFT_OUT   = "U-009", Mismatch, "what an extraction leaves out is little, or is asked to be left out";
+    RUNNABLE          = "U-010", Mismatch, "the model is one that can be run, and its input one that it takes";
 }

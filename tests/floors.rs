@@ -21,6 +21,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("exec", 6),
     ("op", 7),
     ("open", 8),
+    ("eval", 8),
     ("cli", 9),
 ];
 

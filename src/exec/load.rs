@@ -48,6 +48,16 @@ pub(crate) fn check_finite(factor: &Factor) -> Result<()> {
     each_value(factor, |_| {})
 }
 
+/// All values of a tensor, in f64.
+///
+/// # Errors
+/// `A-008`, `E-001`, `E-004`.
+pub(crate) fn values(factor: &Factor) -> Result<Vec<f64>> {
+    let mut all = Vec::with_capacity(size(factor.info().shape.elements()));
+    each_value(factor, |piece| all.extend_from_slice(piece))?;
+    Ok(all)
+}
+
 /// Gives `step` all values of a tensor, piece by piece.
 ///
 /// # Errors

@@ -29,7 +29,7 @@ pub(crate) use budget::{Needs, fitted, memory};
 pub(crate) use compare::{Alternative, Comparison, Lay, on_threads};
 pub(crate) use difference::{Difference, Weight, change_squared};
 pub(crate) use journal::{Draft, FileRecord, Journal};
-pub(crate) use load::{check_finite, count_nonfinite, float_of, overflowed, read_factors};
+pub(crate) use load::{check_finite, count_nonfinite, float_of, overflowed, read_factors, values};
 pub(crate) use measure::Figures;
 #[cfg(test)]
 pub(crate) use measure::Miss;

@@ -23,6 +23,7 @@ mod place;
 mod replay;
 mod single;
 mod stochastic;
+mod thin;
 mod tile;
 mod vector;
 
@@ -33,4 +34,5 @@ pub(crate) use magnitude::limit;
 pub(crate) use place::place;
 pub(crate) use replay::Step;
 pub(crate) use stochastic::Dice;
+pub(crate) use thin::add_thin;
 pub(crate) use tile::{Narrower, Part, Rounding, Sums, Tile};

@@ -26,4 +26,4 @@ pub use output::{OutputOptions, Rounding};
 pub(crate) use pairs::{Choice, Layer, Pairs, Rest, Whole};
 pub(crate) use quantised::{Quantised, Role, Scale};
 pub use rename::Renaming;
-pub(crate) use shape::{Along, Contribution, Gain, Over, Panel};
+pub(crate) use shape::{Along, Contribution, Gain, Over, Panel, experts_of, is_conv1d};

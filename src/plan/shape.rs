@@ -178,7 +178,7 @@ const CONV1D_MODELS: &[&str] = &["gpt2", "openai-gpt", "imagegpt", "decision_tra
 const TRANSPOSED_EXPERTS: &[&str] = &["gpt_oss", "aria", "aria_text", "openai_privacy_filter"];
 
 /// How a model stores stacks of experts.
-pub(super) fn experts_of(model_type: &str) -> Orientation {
+pub(crate) fn experts_of(model_type: &str) -> Orientation {
     if TRANSPOSED_EXPERTS.contains(&model_type) { Orientation::InOut } else { Orientation::OutIn }
 }
 
@@ -188,7 +188,7 @@ pub(super) fn contradicted_by_model(target: &Target, model_type: Option<&str>) -
 }
 
 /// Are the layers of a model of this type GPT-2's `Conv1D`?
-pub(super) fn is_conv1d(model_type: &str) -> bool {
+pub(crate) fn is_conv1d(model_type: &str) -> bool {
     CONV1D_MODELS.contains(&model_type)
 }
 

@@ -156,4 +156,6 @@ rules! {
     SOME_CHANGE       = "U-008", Negative, "the tuned checkpoint holds a change that an adapter can hold";
     LITTLE_LEFT_OUT   = "U-009", Mismatch, "what an extraction leaves out is little, or is asked to be left out";
     RUNNABLE          = "U-010", Mismatch, "the model is one that can be run, and its input one that it takes";
+    TOKENIZER         = "U-011", Format, "the model has a tokenizer that can be read";
+    DATA              = "U-012", Format, "a row of data has what the task needs";
 }

@@ -11,8 +11,9 @@ use super::output;
 use super::render::{self, escape, json};
 use super::signals::Signals;
 use crate::report::{
-    BakeReport, CombineReport, CompareReport, ConvertReport, DigestReport, ExtractReport, InspectReport, MergeEachReport,
-    MergeReport, Note, RecoverReport, ResizeReport, SpectrumReport, UnmergeReport, ValidateReport, VerifyReport,
+    BakeReport, CombineReport, CompareReport, ConvertReport, DigestReport, EvalReport, ExtractReport, InspectReport,
+    MergeEachReport, MergeReport, Note, PredictReport, RecoverReport, ResizeReport, SpectrumReport, UnmergeReport,
+    ValidateReport, VerifyReport,
 };
 use crate::{Class, Error, Renaming};
 
@@ -63,6 +64,8 @@ pub(super) enum Found {
     Resize(ResizeReport),
     Combine(CombineReport),
     Compare(Compared),
+    Eval(EvalReport),
+    Predict(PredictReport),
     Recover(RecoverReport),
     Unmerge(UnmergeReport),
     Verify(Verified),
@@ -135,6 +138,8 @@ impl Found {
             Found::Resize(report) => report.warnings.iter().collect(),
             Found::Combine(report) => report.warnings.iter().collect(),
             Found::Compare(compared) => compared.report.warnings.iter().collect(),
+            Found::Eval(report) => report.warnings.iter().collect(),
+            Found::Predict(report) => report.warnings.iter().collect(),
             Found::Extract(report) => report.warnings.iter().collect(),
             Found::Convert(report) => report.warnings.iter().collect(),
             Found::Recover(_) => Vec::new(),

@@ -12,6 +12,7 @@ mod output;
 mod progress;
 mod render;
 mod run;
+mod run_model;
 mod signals;
 mod sniff;
 

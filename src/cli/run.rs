@@ -10,6 +10,7 @@ use super::job::{
 use super::output;
 use super::progress::Watch;
 use super::render::{self, plot, plot_compare};
+use super::run_model::{run_eval, run_predict};
 use super::signals::Signals;
 use super::sniff::{self, Kind};
 use crate::report::{
@@ -39,6 +40,8 @@ pub(super) fn run(job: &Job, signals: &Signals, style: Style) -> Finished {
         Job::Extract(job) => run_extract(job, signals, show_progress).map(Found::Extract),
         Job::Resize(job) => run_resize(job, signals, show_progress).map(Found::Resize),
         Job::Compare(job) => run_compare(job, signals, show_progress).map(Found::Compare),
+        Job::Eval(job) => run_eval(job, signals, show_progress).map(Found::Eval),
+        Job::Predict(job) => run_predict(job, signals, show_progress).map(Found::Predict),
         Job::Combine(job) => run_combine(job, signals, style).map(Found::Combine),
         Job::Convert(job) => run_convert(job, signals, show_progress).map(Found::Convert),
     };
@@ -343,12 +346,12 @@ fn run_compare(job: &CompareJob, signals: &Signals, show_progress: bool) -> Resu
     Ok(Compared { report, every_target: job.every_target })
 }
 
-fn weighted<'a>(adapters: &'a [Adapter], typed: &[(PathBuf, f64)]) -> Vec<Weighted<'a>> {
+pub(super) fn weighted<'a>(adapters: &'a [Adapter], typed: &[(PathBuf, f64)]) -> Vec<Weighted<'a>> {
     adapters.iter().zip(typed).map(|(adapter, (_, weight))| Weighted { adapter, weight: *weight }).collect()
 }
 
 /// The inputs of a command, or everything that is wrong with any of them.
-fn opened<B: Repeated>(base: Result<B>, adapters: Vec<Result<Adapter>>) -> Result<(B, Vec<Adapter>)> {
+pub(super) fn opened<B: Repeated>(base: Result<B>, adapters: Vec<Result<Adapter>>) -> Result<(B, Vec<Adapter>)> {
     let (mut good, mut errors) = (Vec::new(), Vec::new());
     let base = base.map_err(|error| errors.push(error)).ok();
     for adapter in adapters {
@@ -367,7 +370,7 @@ fn opened<B: Repeated>(base: Result<B>, adapters: Vec<Result<Adapter>>) -> Resul
 }
 
 /// A base whose layers may have to be repeated before an adapter fits it.
-trait Repeated: Sized {
+pub(super) trait Repeated: Sized {
     fn repeated(self, ranges: &[(u64, u64)]) -> Result<Self>;
 }
 

@@ -99,6 +99,14 @@ impl Encoder {
         self.max_positions - self.after_padding.map_or(0, |padding| padding as usize + 1)
     }
 
+    /// How many classes the head tells apart; 0 if it tells none.
+    pub fn classes(&self) -> usize {
+        match &self.top {
+            Top::Classes { classifier, .. } => classifier.outputs(),
+            Top::None | Top::Span(_) => 0,
+        }
+    }
+
     /// The output of the head. All are `(batch, time)`: ids and types u32, mask 1 for tokens and 0 for padding.
     ///
     /// # Errors

@@ -95,6 +95,10 @@ pub(super) struct Linear {
 }
 
 impl Linear {
+    pub(super) fn outputs(&self) -> usize {
+        self.weight.dims().first().copied().unwrap_or(0)
+    }
+
     /// x is `(…, in)`, the result `(…, out)`.
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (out, inner) = self.weight.dims2()?;

@@ -4,19 +4,33 @@
 
 mod act;
 mod config;
+mod data;
 mod decoder;
 mod encoder;
+mod evaluate;
+mod greedy;
 mod layers;
+mod measure;
+mod metrics;
+mod predict;
 mod t5;
+mod task;
+mod text;
 mod weights;
 
 pub use config::Family;
+pub use data::{Data, Row};
 pub use decoder::Decoder;
 pub use encoder::{Encoder, Head};
+pub use evaluate::{Evaluated, evaluate};
+pub use predict::predict;
 pub use t5::T5;
+pub use task::{AskOptions, Runner, Said, Task};
+pub use text::Text;
 pub use weights::{Base, View, Weights};
 
 use crate::error::Error;
+pub use crate::exec::on_threads;
 use crate::rules;
 
 /// What candle says, as one of our errors: shapes were checked before, so this is the model's doing.

@@ -104,7 +104,7 @@ pub(super) struct Scratch {
 }
 
 /// Runs `work` on as many threads as the options say.
-pub(crate) fn on_threads<T: Send>(options: &ExecOptions, work: impl FnOnce() -> T + Send) -> T {
+pub fn on_threads<T: Send>(options: &ExecOptions, work: impl FnOnce() -> T + Send) -> T {
     crate::io::on_threads(options.threads.map_or(0, |n| n.get().min(256)), work)
 }
 

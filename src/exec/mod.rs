@@ -26,7 +26,8 @@ mod window;
 
 pub(crate) use block::compute;
 pub(crate) use budget::{Needs, fitted, memory};
-pub(crate) use compare::{Alternative, Comparison, Lay, on_threads};
+pub use compare::on_threads;
+pub(crate) use compare::{Alternative, Comparison, Lay};
 pub(crate) use difference::{Difference, Weight, change_squared};
 pub(crate) use journal::{Draft, FileRecord, Journal};
 pub(crate) use load::{check_finite, count_nonfinite, float_of, overflowed, read_factors, values};

@@ -5,10 +5,12 @@ mod bake;
 mod combine;
 mod compare;
 mod convert;
+mod eval;
 mod extract;
 mod inspect;
 mod loader;
 mod merge;
+mod predict;
 mod recover;
 mod resize;
 mod spectrum;
@@ -21,6 +23,7 @@ pub use bake::{BakeReport, WorstTarget};
 pub use combine::{CombineReport, CombinedAdapter, CombinedTarget};
 pub use compare::{CompareReport, ComparedTarget, Overlap, Truncation};
 pub use convert::ConvertReport;
+pub use eval::{Compared, ConfusionReport, EvalReport, LabelReport, Measure, Scores};
 pub use extract::{ExtractReport, ExtractedTarget, OmittedTarget, RestTensor};
 pub use inspect::{
     AdapterReport, CheckpointReport, DtypeReport, FactorDtypes, FileReport, InspectReport, ListedTensor, ReplacementReport,
@@ -31,6 +34,7 @@ pub use merge::{
     AdapterUse, Balance, ContributionReport, Converted, FileLeft, IgnoredReport, MergeEachReport, MergeReport, Narrowed,
     TensorReport,
 };
+pub use predict::{ClassShare, PredictReport, Prediction, UsedAdapter};
 pub use recover::RecoverReport;
 pub use resize::{ResizeReport, ResizedTarget};
 pub use spectrum::{EnergyRanks, Smaller, SpectrumReport, UpdateSpectrum};

@@ -4,6 +4,7 @@
 mod combine;
 mod compare;
 mod extract;
+mod model;
 mod rank;
 mod resize;
 
@@ -20,6 +21,7 @@ use crate::Loader;
 pub(super) use combine::{CombineArgs, MajoritySignArg, MethodArgs, PartsArg};
 pub(super) use compare::CompareArgs;
 pub(super) use extract::{ExtractArgs, FactorDtype, MethodArg, RestArg, SplitArg};
+pub(super) use model::{AgainstArg, EvalArgs, EvalTask, ModelArgs, PredictArgs, PredictTask};
 pub(super) use rank::RankArgs;
 pub(super) use resize::ResizeArgs;
 
@@ -47,6 +49,8 @@ Examples:
   loratool resize ./adapter --rank 8 -o ./small
   loratool combine ./a:0.7 ./b:-0.3 -o ./ab
   loratool compare ./a ./b
+  loratool eval --model ./model -a ./adapter --task classify --data test.jsonl
+  loratool predict --model ./model -a ./adapter --task classify --text 'Good.'
 
 Exit codes:
   0 done             4 files do not fit together   7 a limit is reached
@@ -80,6 +84,8 @@ pub(super) enum Verb {
     Resize(Box<ResizeArgs>),
     Combine(Box<CombineArgs>),
     Compare(Box<CompareArgs>),
+    Eval(Box<EvalArgs>),
+    Predict(Box<PredictArgs>),
 }
 
 impl Verb {
@@ -98,13 +104,17 @@ impl Verb {
             Verb::Resize(_) => "resize",
             Verb::Combine(_) => "combine",
             Verb::Compare(_) => "compare",
+            Verb::Eval(_) => "eval",
+            Verb::Predict(_) => "predict",
         }
     }
 
     /// A verb that writes nothing has nothing to clean up.
     pub(super) fn on_signal(&self) -> OnSignal {
         match self {
-            Verb::Inspect(_) | Verb::Validate(_) | Verb::Verify(_) | Verb::Compare(_) => OnSignal::ExitAtOnce,
+            Verb::Inspect(_) | Verb::Validate(_) | Verb::Verify(_) | Verb::Compare(_) | Verb::Eval(_) | Verb::Predict(_) => {
+                OnSignal::ExitAtOnce
+            }
             Verb::Merge(_)
             | Verb::Recover(_)
             | Verb::Unmerge(_)

@@ -4,6 +4,7 @@
 mod combine;
 mod compare;
 mod extract;
+mod model;
 mod rank;
 mod resize;
 
@@ -28,6 +29,7 @@ use crate::{
 pub(super) use combine::CombineJob;
 pub(super) use compare::CompareJob;
 pub(super) use extract::ExtractJob;
+pub(super) use model::{EvalJob, ModelJob, PredictJob, Rows};
 pub(super) use resize::ResizeJob;
 
 /// A resolved command.
@@ -45,6 +47,8 @@ pub(super) enum Job {
     Resize(ResizeJob),
     Combine(CombineJob),
     Compare(CompareJob),
+    Eval(EvalJob),
+    Predict(PredictJob),
 }
 
 #[derive(Debug)]
@@ -163,6 +167,8 @@ pub(super) fn resolve(verb: Verb) -> Result<Job> {
         Verb::Resize(args) => Job::Resize(resize::resize(*args)?),
         Verb::Combine(args) => Job::Combine(combine::combine(*args)?),
         Verb::Compare(args) => Job::Compare(compare::compare(*args)?),
+        Verb::Eval(args) => Job::Eval(model::eval(*args)?),
+        Verb::Predict(args) => Job::Predict(model::predict(*args)?),
         Verb::Bake(args) => Job::Bake(bake(args)?),
     })
 }

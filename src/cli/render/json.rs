@@ -34,6 +34,8 @@ pub(in super::super) fn object(verb: Option<&str>, finished: &Finished, exit_cod
         Some(Found::Bake(report)) => drop(object.insert("report".to_owned(), value(report))),
         Some(Found::Combine(report)) => drop(object.insert("report".to_owned(), value(report))),
         Some(Found::Compare(compared)) => drop(object.insert("report".to_owned(), value(&compared.report))),
+        Some(Found::Eval(report)) => drop(object.insert("report".to_owned(), value(report))),
+        Some(Found::Predict(report)) => drop(object.insert("report".to_owned(), value(report))),
         Some(Found::Resize(report)) => drop(object.insert("report".to_owned(), value(report))),
         Some(Found::Extract(report)) => drop(object.insert("report".to_owned(), value(report))),
         Some(Found::Convert(report)) => drop(object.insert("report".to_owned(), value(report))),

@@ -6,6 +6,7 @@ mod combine;
 mod compare;
 mod convert;
 pub(super) mod escape;
+mod eval;
 mod extract;
 mod figure;
 mod group;
@@ -43,6 +44,8 @@ pub(super) fn report(found: &Found) -> String {
         Found::Resize(report) => resize::text(report),
         Found::Combine(report) => combine::text(report),
         Found::Compare(compared) => compare::text(compared),
+        Found::Eval(report) => eval::text(report),
+        Found::Predict(report) => eval::predictions(report),
         Found::Extract(report) => extract::text(report),
         Found::Convert(report) => convert::text(report),
         Found::Recover(report) => recover::text(report),

@@ -1,0 +1,146 @@
+//! `eval` and `predict` on the fixture of each use, against what `transformers` and `peft` make of the same files; and what a person sees when
+//! something is wrong.
+
+#![cfg(feature = "cli")]
+
+mod common;
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use common::fixture;
+use serde_json::Value;
+
+fn loratool(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_loratool")).args(args).current_dir(fixture("uses")).output().unwrap()
+}
+
+fn json(args: &[&str]) -> Value {
+    let out = loratool(&[args, &["--json"]].concat());
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+    serde_json::from_slice(&out.stdout).unwrap()
+}
+
+fn golden(used: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(fixture(&format!("uses/{used}/golden.json"))).unwrap()).unwrap()
+}
+
+fn refused(args: &[&str], code: i32, parts: &[&str]) {
+    let out = loratool(args);
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(code), "{text}");
+    assert!(out.stdout.is_empty());
+    for part in parts {
+        assert!(text.contains(part), "no {part:?} in {text}");
+    }
+}
+
+const CLASSIFY: [&str; 4] = ["--model", "classify/model", "--task", "classify"];
+const ADAPTER: [&str; 2] = ["--adapter", "classify/adapter"];
+const DATA: [&str; 2] = ["--data", "classify/eval.jsonl"];
+
+#[test]
+fn a_classifier_is_as_good_as_peft_says() {
+    let golden = golden("classify");
+    let report = &json(&[&["eval"], &CLASSIFY[..], &ADAPTER, &DATA, &["--against", "base"]].concat())["report"];
+    for (found, wanted) in [(&report["scores"], &golden["adapted"]), (&report["compared"]["scores"], &golden["base"])] {
+        let accuracy = found["accuracy"]["value"].as_f64().unwrap();
+        assert!((accuracy - wanted["accuracy"].as_f64().unwrap()).abs() < 1e-6, "{accuracy}");
+        assert_eq!(found["confusion"]["counts"], wanted["confusion"]);
+    }
+    let compared = &report["compared"];
+    assert!(compared["kl_mean"].as_f64().unwrap() > 1.0 && compared["mcnemar"].as_f64().unwrap() < 0.01);
+}
+
+#[test]
+fn each_row_is_given_the_label_and_the_logits_of_peft() {
+    let golden = golden("classify");
+    for (which, adapter) in
+        [("base", &[][..]), ("adapted", &ADAPTER[..]), ("adapted", &["--adapter", "classify/adapter", "--merged"])]
+    {
+        let report = &json(&[&["predict"], &CLASSIFY[..], adapter, &DATA].concat())["report"];
+        let predictions = report["predictions"].as_array().unwrap();
+        let wanted = golden["rows"].as_array().unwrap();
+        assert_eq!(predictions.len(), wanted.len());
+        for (one, wanted) in predictions.iter().zip(wanted) {
+            assert_eq!(one["text"], wanted[which]["label"]);
+            for (index, label) in golden["labels"].as_array().unwrap().iter().enumerate() {
+                let classes = one["classes"].as_array().unwrap();
+                let found = classes.iter().find(|class| class["label"] == *label).unwrap()["logit"].as_f64().unwrap();
+                let logit = wanted[which]["logits"][index].as_f64().unwrap();
+                assert!((found - logit).abs() < 1e-4, "line {}: {found} for {logit}", one["line"]);
+            }
+        }
+    }
+}
+
+#[test]
+fn merging_an_f32_model_loses_next_to_nothing() {
+    let report = &json(&[&["eval"], &CLASSIFY[..], &ADAPTER, &DATA, &["--against", "merged"]].concat())["report"];
+    let compared = &report["compared"];
+    assert_eq!(compared["agreement"]["value"], 1.0);
+    assert!(compared["kl_max"].as_f64().unwrap() < 1e-9);
+    assert_eq!((&compared["only_first_right"], &compared["mcnemar"]), (&0.into(), &1.0.into()));
+}
+
+#[test]
+fn threads_and_order_change_no_prediction() {
+    let one = json(&[&["predict"], &CLASSIFY[..], &ADAPTER, &DATA, &["--threads", "1"]].concat());
+    let many = json(&[&["predict"], &CLASSIFY[..], &ADAPTER, &DATA, &["--threads", "7"]].concat());
+    assert_eq!(one, many);
+}
+
+#[test]
+fn one_text_has_one_answer() {
+    let out = loratool(&[&["predict"], &CLASSIFY[..], &ADAPTER, &["--text", "What a pleasant food."]].concat());
+    let text = String::from_utf8(out.stdout).unwrap();
+    assert!(text.starts_with("positive\n") && text.lines().count() == 4, "{text}");
+}
+
+#[test]
+fn what_is_wrong_is_named_with_the_way_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        std::fs::write(folder.path().join(name), text).unwrap();
+        folder.path().join(name).display().to_string()
+    };
+    let eval = |data: &str, code, parts: &[&str]| refused(&[&["eval"], &CLASSIFY[..], &["--data", data]].concat(), code, parts);
+    let label = file("label.jsonl", "{\"text\": \"good\", \"label\": \"positive\"}\n{\"text\": \"good\", \"label\": 3}\n");
+    eval(&label, 3, &["U-012", "line 2", "the label 3", "2 positive"]);
+    eval(&file("named.csv", "text,label\ngood,great\n"), 3, &["line 2", "the label \"great\""]);
+    eval(&file("none.jsonl", "{\"text\": \"good\"}\n"), 3, &["no \"label\"", "0 negative"]);
+    eval(&file("other.jsonl", "{\"sentence\": \"good\", \"label\": 0}\n"), 3, &["no \"text\"", "\"sentence\"", "help: "]);
+    eval(&file("bad.jsonl", "{\"text\": \n"), 3, &["line 1 is no JSON object"]);
+    eval(&file("empty.jsonl", "\n"), 3, &["there is no row"]);
+    eval("nowhere.jsonl", 6, &["nowhere.jsonl"]);
+
+    let long = "good ".repeat(100);
+    let ask = |more: &[&str], code, parts: &[&str]| refused(&[&["predict"], more].concat(), code, parts);
+    ask(&[&CLASSIFY[..], &["--text", &long]].concat(), 4, &["U-010", "102 tokens", "room for 64", "--truncate"]);
+    ask(&["--model", "../models/bert-cls", "--task", "classify", "--text", "x"], 3, &["U-011", "--tokenizer"]);
+    ask(&["--model", "classify/model", "--task", "reply", "--text", "x"], 4, &["U-010", "\"bert\" is no decoder"]);
+    ask(&["--model", "classify/model", "--task", "qa", "--text", "x"], 2, &["--question"]);
+    let question = ["--model", "classify/model", "--task", "qa", "--question", "x", "--text", "y"];
+    ask(&question, 4, &["no head for answers", "help: "]);
+    ask(&[&CLASSIFY[..], &["--adapter", "../adapters/llama-r1", "--text", "x"]].concat(), 4, &["A-020"]);
+    let cut = loratool(&[&["predict"], &CLASSIFY[..], &["--text", &long, "--truncate"]].concat());
+    assert!(cut.status.success());
+}
+
+#[test]
+fn a_table_reads_like_lines() {
+    let lines = std::fs::read_to_string(fixture("uses/classify/eval.jsonl")).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("eval.csv");
+    let mut writer = csv::Writer::from_path(&path).unwrap();
+    writer.write_record(["label", "text"]).unwrap();
+    for line in lines.lines() {
+        let row: Value = serde_json::from_str(line).unwrap();
+        writer.write_record([row["label"].as_str().unwrap(), row["text"].as_str().unwrap()]).unwrap();
+    }
+    writer.flush().unwrap();
+    let scores = |data: &Path| {
+        json(&[&["eval"], &CLASSIFY[..], &ADAPTER, &["--data", data.to_str().unwrap()]].concat())["report"]["scores"].clone()
+    };
+    assert_eq!(scores(&path), scores(&fixture("uses/classify/eval.jsonl")));
+}

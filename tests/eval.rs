@@ -144,3 +144,49 @@ fn a_table_reads_like_lines() {
     };
     assert_eq!(scores(&path), scores(&fixture("uses/classify/eval.jsonl")));
 }
+
+/// Texts, and what transformers 5.23 with peft 0.21.2 makes of them: perplexity over all, and the greedy replies to two of them.
+#[test]
+fn a_decoder_finds_texts_as_likely_and_replies_as_with_peft() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |member: &str| {
+        let texts = ["the cat sat on the mat", "hello there", "a b c d e f g"];
+        let lines: Vec<String> = texts.iter().map(|text| serde_json::json!({member: text}).to_string()).collect();
+        let path = folder.path().join(member);
+        std::fs::write(&path, lines.join("\n")).unwrap();
+        path.display().to_string()
+    };
+    let (texts, prompts) = (file("text"), file("prompt"));
+    let model = ["--model", "../models/llama-tiny-f32"];
+    let adapted = ["--adapter", "../adapters/llama-qv-r8"];
+    for (adapter, perplexity, replies) in [
+        (&[][..], 427.579_505_9, ["+p\\p\\p\\p", "\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}\u{fffd}S\u{10}"]),
+        (&adapted[..], 436.944_096_8, ["+p\\\u{fffd}p\\p\\", "\u{fffd}\u{fffd}\u{fffd}\u{fffd}$\u{fffd}`S"]),
+    ] {
+        let eval = json(&[&["eval"], &model[..], adapter, &["--task", "perplexity", "--data", &texts]].concat());
+        let scores = &eval["report"]["scores"];
+        let found = scores["perplexity"]["value"].as_f64().unwrap();
+        assert!((found / perplexity - 1.0).abs() < 1e-5, "{found}");
+        assert_eq!(scores["predicted_tokens"], 34);
+        let asked = [&["predict"], &model[..], adapter, &["--task", "reply", "--data", &prompts, "--max-new-tokens", "8"]];
+        let said = json(&asked.concat());
+        assert_eq!(
+            (&said["report"]["predictions"][0]["text"], &said["report"]["predictions"][2]["text"]),
+            (&replies[0].into(), &replies[1].into())
+        );
+    }
+}
+
+#[test]
+fn merging_into_bf16_has_a_loss_that_is_printed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("text.jsonl");
+    std::fs::write(&path, "{\"text\": \"the cat sat on the mat\"}\n").unwrap();
+    let args =
+        ["eval", "--model", "../models/llama-tiny", "--adapter", "../adapters/llama-qv-r8", "--task", "perplexity", "--data"];
+    let args = [&args[..], &[path.to_str().unwrap(), "--against", "merged"]].concat();
+    let loss = json(&args)["report"]["compared"]["kl_mean"].as_f64().unwrap();
+    assert!(loss > 1e-8 && loss < 1e-3, "{loss}");
+    let text = String::from_utf8(loratool(&args).stdout).unwrap();
+    assert!(text.contains("merge loss") && text.lines().all(|line| line.chars().count() <= 80), "{text}");
+}

@@ -140,3 +140,24 @@ fn what_cannot_be_run_is_refused_by_name() {
     });
     assert!(beyond.contains("token 128"), "{beyond}");
 }
+
+/// all-MiniLM-L6-v2, fetched; the head comes with the adapter.
+#[test]
+fn a_real_encoder_has_the_logits_of_peft() {
+    let cache = std::env::var_os("LORATOOL_CACHE").map_or_else(|| fixture("../target/fetched"), std::path::PathBuf::from);
+    let folder = cache.join("all-MiniLM-L6-v2");
+    if !folder.is_dir() {
+        println!("skipped: fixtures/fetch.sh gets the model");
+        return;
+    }
+    let golden = golden(&fixture("goldens/minilm-reviews/forward.safetensors"));
+    let [input, mask, types] = ["input_ids", "attention_mask", "token_type_ids"].map(|name| ids(&golden[name]));
+    let base = Base::new(open_checkpoint(folder).unwrap());
+    let adapter = open_adapter(fixture("adapters/minilm-reviews")).unwrap();
+    for view in [View::OnTheFly, View::Merged] {
+        let adapters = [Weighted::full(&adapter)];
+        let weights = Weights::adapted(&base, &adapters, view, &BindOptions::default(), &Limits::default()).unwrap();
+        let logits = Encoder::new(&weights, Head::Classes).unwrap().forward(&input, &mask, &types).unwrap();
+        assert!(off(&logits, &golden["logits"]) < CLOSE, "{view:?}: off by {}", off(&logits, &golden["logits"]));
+    }
+}

@@ -96,7 +96,7 @@ fn taken(mut data: Data, limit: Option<u64>) -> Data {
 
 fn used(job: &ModelJob, adapters: &[Adapter]) -> Vec<UsedAdapter> {
     let pairs = adapters.iter().zip(&job.adapters);
-    pairs.map(|(adapter, (_, weight))| UsedAdapter::new(adapter.label(), *weight)).collect()
+    pairs.map(|(adapter, (_, weight))| UsedAdapter { path: adapter.label().to_owned(), weight: *weight }).collect()
 }
 
 fn view(job: &ModelJob) -> &'static str {

@@ -32,12 +32,6 @@ pub struct UsedAdapter {
     pub weight: f64,
 }
 
-impl UsedAdapter {
-    pub(crate) fn new(path: &str, weight: f64) -> Self {
-        UsedAdapter { path: path.to_owned(), weight }
-    }
-}
-
 /// What a model says of one row.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]

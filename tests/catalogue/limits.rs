@@ -86,7 +86,7 @@ fn r02_the_worst_header_takes_memory_by_its_length() {
 fn r03_less_memory_than_buffers_take_is_refused_before_writing() {
     let scene = holes(1024, 1024, &[]);
     let worked =
-        works_or_says_so(&scene, "-d", &[1500, 2000, 2500, 3000, 4000, 6000, 8000, 16000, 64000], MERGE, &["the buffers take"]);
+        works_or_says_so(&scene, "-d", &[2000, 2250, 2500, 3000, 4000, 6000, 8000, 16000, 64000], MERGE, &["the buffers take"]);
     assert!((3..9).contains(&worked), "{worked} of 9 worked");
     refused(&scene, shell(&scene, "ulimit -d 8000;", IN_PLACE, ""), 7, &["E-008", "the buffers take", "ulimit -d"]);
     refused(&scene, loratool(&scene, &[MERGE, &["--memory", "1KiB"]].concat()), 7, &["E-008", "allow more with --memory"]);

@@ -190,3 +190,73 @@ fn merging_into_bf16_has_a_loss_that_is_printed() {
     let text = String::from_utf8(loratool(&args).stdout).unwrap();
     assert!(text.contains("merge loss") && text.lines().all(|line| line.chars().count() <= 80), "{text}");
 }
+
+fn near(found: &Value, wanted: &Value, within: f64) {
+    let (found, wanted) = (found.as_f64().unwrap(), wanted.as_f64().unwrap());
+    assert!((found - wanted).abs() <= within, "{found} for {wanted}");
+}
+
+/// The arguments for a use, with the adapter or without.
+fn use_of<'a>(verb: &'a str, paths: &'a [String; 3], task: &'a str, which: &str) -> Vec<&'a str> {
+    let [model, adapter, data] = paths;
+    let mut args = vec![verb, "--model", model, "--task", task, "--data", data];
+    if which == "adapted" {
+        args.extend(["--adapter", adapter]);
+    }
+    args
+}
+
+fn paths(used: &str) -> [String; 3] {
+    ["model", "adapter", "eval.jsonl"].map(|part| format!("{used}/{part}"))
+}
+
+#[test]
+fn questions_are_answered_as_by_peft() {
+    let (golden, paths) = (golden("qa"), paths("qa"));
+    for which in ["base", "adapted"] {
+        let scores = json(&use_of("eval", &paths, "qa", which))["report"]["scores"].clone();
+        near(&scores["exact_match"]["value"], &golden[which]["exact"], 1e-6);
+        near(&scores["f1"]["value"], &golden[which]["f1"], 1e-6);
+        let said = json(&use_of("predict", &paths, "qa", which));
+        for (row, wanted) in said["report"]["predictions"].as_array().unwrap().iter().zip(golden["rows"].as_array().unwrap()) {
+            assert_eq!(row["text"], wanted[which]["text"], "line {}", row["line"]);
+        }
+    }
+    let (question, text) = ("What did Zoë buy?", "Zoë bought an old ring in 1998. She lives in Málaga.");
+    let one =
+        ["predict", "--model", "qa/model", "--adapter", "qa/adapter", "--task", "qa", "--question", question, "--text", text];
+    let said = String::from_utf8(loratool(&one).stdout).unwrap();
+    assert!(text.contains(said.trim()) && !said.trim().is_empty(), "{said:?}");
+}
+
+#[test]
+fn sentences_are_translated_as_by_peft() {
+    let (golden, paths) = (golden("translate"), paths("translate"));
+    for which in ["base", "adapted"] {
+        let asked = [use_of("eval", &paths, "translate", which), vec!["--max-new-tokens", "24"]].concat();
+        let scores = json(&asked)["report"]["scores"].clone();
+        near(&scores["bleu"], &golden[which]["bleu"], 1e-5);
+        near(&scores["chrf"], &golden[which]["chrf"], 1e-5);
+        let nll = scores["perplexity"]["value"].as_f64().unwrap().ln();
+        near(&nll.into(), &golden[which]["nll_per_token"], 1e-4);
+        let asked = [use_of("predict", &paths, "translate", which), vec!["--max-new-tokens", "24"]].concat();
+        let said = json(&asked);
+        for (row, wanted) in said["report"]["predictions"].as_array().unwrap().iter().zip(golden["rows"].as_array().unwrap()) {
+            assert_eq!(row["text"], wanted[which]["text"], "line {}", row["line"]);
+        }
+    }
+}
+
+#[test]
+fn a_dialogue_goes_on_as_with_peft() {
+    let (golden, paths) = (golden("dialogue"), paths("dialogue"));
+    for which in ["base", "adapted"] {
+        let scores = json(&use_of("eval", &paths, "perplexity", which))["report"]["scores"].clone();
+        near(&scores["perplexity"]["value"], &golden[which]["perplexity"], 1e-5);
+        assert_eq!(scores["predicted_tokens"], golden[which]["predicted"]);
+        let said = json(&[use_of("predict", &paths, "reply", which), vec!["--max-new-tokens", "12"]].concat());
+        for (row, wanted) in said["report"]["predictions"].as_array().unwrap().iter().zip(golden["rows"].as_array().unwrap()) {
+            assert_eq!(row["text"], wanted[which]["reply"], "line {}", row["line"]);
+        }
+    }
+}

@@ -161,3 +161,61 @@ fn a_real_encoder_has_the_logits_of_peft() {
         assert!(off(&logits, &golden["logits"]) < CLOSE, "{view:?}: off by {}", off(&logits, &golden["logits"]));
     }
 }
+
+/// What a golden of a family holds for inputs with padding, with the adapter on the fly and without. Padded positions are zero there.
+fn family(name: &str, folder: &str, forward: impl Fn(&Weights<'_>, &std::collections::HashMap<String, Tensor>) -> Tensor) {
+    let golden = golden(&fixture(&format!("goldens/forward/{name}.safetensors")));
+    let base = Base::new(open_checkpoint(fixture(&format!("{folder}/base"))).unwrap());
+    let adapter = open_adapter(fixture(&format!("{folder}/adapter"))).unwrap();
+    let adapted =
+        Weights::adapted(&base, &[Weighted::full(&adapter)], View::OnTheFly, &BindOptions::default(), &Limits::default());
+    let outputs = [("base", forward(&Weights::base(&base), &golden)), ("adapted", forward(&adapted.unwrap(), &golden))];
+    for (which, found) in &outputs {
+        let wanted = &golden[*which];
+        let padded = found.dims().len() == 3 && !golden.contains_key("decoder_input_ids");
+        let found = match padded {
+            true => found.broadcast_mul(&golden["attention_mask"].to_dtype(DType::F32).unwrap().unsqueeze(2).unwrap()).unwrap(),
+            false => found.clone(),
+        };
+        assert!(off(&found, wanted) < CLOSE, "{name}, {which}: off by {}", off(&found, wanted));
+    }
+    assert!(off(&outputs[1].1, &outputs[0].1) > CLOSE, "{name}: the adapter does nothing");
+}
+
+#[test]
+fn decoders_of_all_families_have_the_logits_of_peft() {
+    let decoder = |weights: &Weights<'_>, golden: &std::collections::HashMap<String, Tensor>| {
+        Decoder::new(weights).unwrap().forward(&ids(&golden["input_ids"])).unwrap()
+    };
+    for name in ["llama", "mistral", "qwen2", "qwen3"] {
+        family(name, &format!("families/{name}"), decoder);
+    }
+    family("llama3-rope", "goldens/forward/models/llama3-rope", decoder);
+}
+
+#[test]
+fn encoders_of_all_families_have_the_outputs_of_peft() {
+    let encoder = |head| {
+        move |weights: &Weights<'_>, golden: &std::collections::HashMap<String, Tensor>| {
+            let input = ids(&golden["input_ids"]);
+            let types = golden.get("token_type_ids").map_or_else(|| input.zeros_like().unwrap(), ids);
+            Encoder::new(weights, head).unwrap().forward(&input, &ids(&golden["attention_mask"]), &types).unwrap()
+        }
+    };
+    family("bert", "families/bert", encoder(Head::None));
+    family("roberta", "families/roberta", encoder(Head::Classes));
+    family("bert-qa", "goldens/forward/models/bert-qa", encoder(Head::Span));
+    family("roberta-cls", "goldens/forward/models/roberta-cls", encoder(Head::Classes));
+}
+
+#[test]
+fn both_kinds_of_t5_have_the_logits_of_peft() {
+    let t5 = |weights: &Weights<'_>, golden: &std::collections::HashMap<String, Tensor>| {
+        let model = T5::new(weights).unwrap();
+        let mask = ids(&golden["attention_mask"]);
+        let encoded = model.encode(&ids(&golden["input_ids"]), &mask).unwrap();
+        model.decode(&ids(&golden["decoder_input_ids"]), &encoded, &mask).unwrap()
+    };
+    family("t5", "families/t5", t5);
+    family("t5-gated-untied", "goldens/forward/models/t5-gated-untied", t5);
+}
